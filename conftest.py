@@ -1,0 +1,121 @@
+"""Fixtures for every test, and the examples of README, docs and docstrings as tests.
+
+Examples: each ``python`` block and each ``>>>`` is run, in order, one namespace and one empty
+folder per document.
+
+Servers: a test that asks for ``redis_url`` or ``rabbitmq_queue`` is skipped where the server is
+missing; with ``CI=true`` it fails.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any, Final, NoReturn
+
+import pytest
+import redis
+from kombu import Connection
+from sybil import Sybil
+from sybil.parsers import markdown, myst, rest
+from sybil.sybil import SybilCollection
+
+REDIS: Final = "redis://127.0.0.1:6379"
+RABBITMQ: Final = "amqp://guest:guest@127.0.0.1:5672//"
+#: Seconds that a server on this machine has to answer.
+ANSWER: Final = 2.0
+#: Key that marks a Redis database as one of these tests', and key of the run that uses it now.
+OURS: Final = "celery-statekit-tests"
+CLAIM: Final = "celery-statekit-tests-claim"
+#: Seconds after which the claim of a run that was killed is void.
+CLAIM_ENDS: Final = 3600
+
+
+# --- examples ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run the examples of one document in an empty folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("examples"))
+        yield
+
+
+def _name_module(namespace: dict[str, Any]) -> None:
+    # Celery names a task after the module that holds it.
+    namespace["__name__"] = "shop"
+
+
+pytest_collect_file = SybilCollection(
+    Sybil(parsers, path=path, pattern=pattern, setup=setup, fixtures=["own_folder"])
+    for parsers, path, pattern, setup in (
+        ([markdown.PythonCodeBlockParser(), markdown.SkipParser()], ".", "README.md", _name_module),
+        ([myst.PythonCodeBlockParser(), myst.SkipParser()], "docs", "*.md", _name_module),
+        (
+            [rest.DocTestParser(), rest.PythonCodeBlockParser(), rest.SkipParser()],
+            "src",
+            "*.py",
+            None,
+        ),
+    )
+).pytest()
+
+
+# --- servers -------------------------------------------------------------------------------------
+
+
+def _missing(server: str, why: object) -> NoReturn:
+    reason = f"{server} does not answer on this machine: {why}"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """URL of a Redis database that is empty at first, ours alone, and emptied at the end.
+
+    A database that holds anybody else's keys is never touched; one that a killed run of these
+    tests left behind is taken up again.
+    """
+    for number in range(15, 0, -1):
+        url = f"{REDIS}/{number}"
+        with redis.Redis.from_url(
+            url, socket_timeout=ANSWER, socket_connect_timeout=ANSWER
+        ) as client:
+            try:
+                free = client.dbsize() == 0 or client.exists(OURS)
+            except redis.RedisError as exc:
+                _missing("Redis", exc)
+            if not free or not client.set(CLAIM, uuid.uuid4().hex, nx=True, ex=CLAIM_ENDS):
+                continue
+            with client.pipeline() as pipeline:  # MULTI: nobody sees it empty and unclaimed
+                pipeline.flushdb().set(OURS, 1).set(CLAIM, 1, ex=CLAIM_ENDS).execute()
+            yield url
+            client.flushdb()
+            return
+    _missing("Redis", "every database from 1 to 15 is in use")
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_url() -> str:
+    """URL of a RabbitMQ that answers; ask for ``rabbitmq_queue`` to have a queue of one's own."""
+    try:
+        with Connection(RABBITMQ, connect_timeout=ANSWER) as connection:
+            connection.ensure_connection(max_retries=1, timeout=ANSWER)
+    except Exception as exc:  # noqa: BLE001 - each transport has its own errors; all mean missing
+        _missing("RabbitMQ", exc)
+    return RABBITMQ
+
+
+@pytest.fixture
+def rabbitmq_queue(rabbitmq_url: str) -> Iterator[str]:
+    """Name for a queue and its exchange that nobody else uses; both are deleted afterwards."""
+    name = f"celery-statekit-tests-{uuid.uuid4().hex}"
+    yield name
+    with Connection(rabbitmq_url, connect_timeout=ANSWER) as connection:
+        channel = connection.default_channel
+        channel.queue_delete(name)
+        channel.exchange_delete(name)

@@ -1,0 +1,442 @@
+"""The one writer of client records.
+
+An update reads the client, calls the function, and writes if nobody else was quicker; else it
+does so again, with jitter. After a few lost races it takes the key's lease, for which the others
+then wait. The lease is for liveness; the version that the store compares is what keeps updates.
+"""
+
+from __future__ import annotations
+
+import builtins
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final, Generic, TypeVar
+
+from celery import Celery
+
+from celery_statekit import signals
+from celery_statekit.client import ClientState
+from celery_statekit.errors import (
+    AmbiguousWrite,
+    ClientExists,
+    ContentionTimeout,
+    CorruptRecord,
+    InvalidClientState,
+    InvalidInput,
+    LeaseLost,
+    NoSuchClient,
+    StoreError,
+    WatchTimeout,
+)
+from celery_statekit.record import Change, Record, check_id, client_key, cut_text
+from celery_statekit.settings import Settings
+from celery_statekit.stores.base import Enumerates, Leases, Store
+from celery_statekit.tracker import settle
+from celery_statekit.watcher import Follow, apace, pace
+
+logger = logging.getLogger(__name__)
+
+Client = TypeVar("Client", bound=ClientState)
+
+#: How many names of ``once`` a client keeps; the oldest go first.
+ONCE_KEPT: Final = 256
+#: Races lost before the key's lease is taken.
+RACES: Final = 3
+#: Seconds between two reads of a watched client.
+POLL: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """The run that updates a client; empty outside a task."""
+
+    task: str = ""
+    task_id: str = ""
+    attempt: int = 0
+    worker: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Document:
+    """A client's record, opened."""
+
+    client: dict[str, Any]
+    #: ``[task id, name]`` of the updates named by ``once``, oldest first.
+    once: tuple[tuple[str, str], ...] = ()
+    #: Token of the ``exclusive`` block that works on it; "" if none does.
+    held: str = ""
+    changes: int = 0
+    extra: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, record: Record) -> _Document:
+        document = dict(record.document)
+        try:
+            return cls(
+                client=dict(document.pop("client")),
+                once=tuple((str(task), str(name)) for task, name in document.pop("once", ())),
+                held=str(document.pop("held", "")),
+                changes=int(document.pop("changes", 0)),
+                extra=document,
+            )
+        except (KeyError, TypeError, ValueError) as exc:
+            raise CorruptRecord(record.key, f"not a client's document: {exc!r}") from exc
+
+    def to_dict(self) -> dict[str, Any]:
+        document: dict[str, Any] = {**(self.extra or {}), "client": self.client}
+        if self.once:
+            document["once"] = [list(name) for name in self.once[-ONCE_KEPT:]]
+        if self.held:
+            document["held"] = self.held
+        document["changes"] = self.changes
+        return document
+
+
+class Clients(Generic[Client]):
+    """The stored clients of one class, by id.
+
+    Args:
+        home: the app, whose store they are kept in; or a store.
+        client: their class.
+        actor: the run that updates them; a task's ``self.clients(Order)`` gives its own.
+        ttl: seconds after its last write that a client is kept; None: until it is deleted.
+        prefix: first part of every key; an app's own setting if None.
+        deadline: seconds in which an update is applied or refused; the app's setting if None.
+    """
+
+    def __init__(
+        self,
+        home: Celery | Store,
+        client: type[Client],
+        *,
+        actor: Actor | None = None,
+        ttl: float | None = None,
+        prefix: str | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        given: object = client
+        if not (isinstance(given, type) and issubclass(given, ClientState)):
+            raise InvalidInput("no client class", "client", client, "a ClientState class")
+        self.store: Store
+        if isinstance(home, Store):
+            self.store = home
+        else:
+            settings = Settings.of(home)
+            self.store = settings.store
+            prefix = prefix or settings.values.prefix
+            deadline = deadline or settings.values.update_deadline
+        self.client = client
+        self.actor = actor or Actor()
+        self.ttl = ttl
+        self.prefix = prefix or "statekit"
+        self.deadline = deadline or 5.0
+
+    def key(self, id: str) -> str:
+        """The key of the client's record.
+
+        Raises:
+            InvalidId: ``id`` may not name a client.
+        """
+        return client_key(self.client.kind, check_id(id), prefix=self.prefix)
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def get(self, id: str) -> Client:
+        """The client as stored now; a copy.
+
+        Raises:
+            NoSuchClient: none is stored under ``id``.
+            CorruptRecord, StoreUnavailable: it cannot be read.
+            InvalidClientState: it is stored, but no such client (a newer version of its class).
+        """
+        record = self.store.read(self.key(id))
+        if record is None:
+            raise NoSuchClient(self.client.kind, id)
+        return self._open(record)
+
+    def history(self, id: str, after: int = 0, limit: int = 100) -> builtins.list[Change]:
+        """The client's moves numbered over ``after``, oldest first."""
+        return self.store.history(self.key(id), after, limit)
+
+    def list(self, state: Enum | str | None = None, *, limit: int = 1000) -> builtins.list[Client]:
+        """The stored clients of this class, at most ``limit``; those in ``state`` if given.
+
+        Raises:
+            StoreError: the store does not know which keys it holds.
+        """
+        if not isinstance(self.store, Enumerates):
+            raise StoreError(self.store.name, "it cannot list its keys")
+        wanted = None if state is None else self.client.flow().name_of(state)
+        prefix = client_key(self.client.kind, "", prefix=self.prefix)
+        found: builtins.list[Client] = []
+        after = ""
+        while keys := self.store.keys(prefix, after):
+            for key in keys:
+                record = self.store.read(key)
+                if record is None:
+                    continue
+                client = self._open(record)
+                if wanted is None or client.state == wanted:
+                    found.append(client)
+                    if len(found) == limit:
+                        return found
+            after = keys[-1]
+        return found
+
+    def watch(self, id: str, *, timeout: float | None = None) -> Iterator[Client]:
+        """The client now, then every newer version; the newest only, for a slow reader.
+
+        Raises:
+            WatchTimeout: after ``timeout`` seconds; None: it goes on for ever.
+        """
+        return pace(self._steps(id, timeout), POLL)
+
+    def awatch(self, id: str, *, timeout: float | None = None) -> AsyncIterator[Client]:
+        """As :meth:`watch`; reads in a thread, so the event loop is never blocked."""
+        return apace(self._steps(id, timeout), POLL)
+
+    def _steps(self, id: str, timeout: float | None) -> Iterator[Client | None]:
+        follow = Follow(self.store, self.key(id), self._open)
+        began = time.monotonic()
+        last = "UNKNOWN"
+        while True:
+            client = follow.news()
+            if client is not None:
+                last = client.state
+            elif timeout is not None and time.monotonic() - began > timeout:
+                raise WatchTimeout(id, timeout, last)
+            yield client
+
+    # --- writing ------------------------------------------------------------------------------
+
+    def create(self, id: str, **fields: Any) -> Client:
+        """Store a new client and return it.
+
+        Raises:
+            ClientExists: one is stored under ``id``.
+            InvalidClientState, PayloadTooLarge: the fields cannot be stored.
+        """
+        client = self.client(id, **fields)
+        document = _Document(client=client.to_dict())
+        if self._write(client, None, document) is None:
+            raise ClientExists(self.client.kind, id)
+        return client
+
+    def update(
+        self,
+        id: str,
+        change: Callable[[Client], object],
+        once: str | None = None,
+        *,
+        create: bool = False,
+    ) -> Client:
+        """Apply ``change`` to the client and store it; returns the client as stored.
+
+        ``change`` gets the client and alters it. It may be called several times, each time with
+        what is stored by then, so it must do nothing else. If it raises, nothing is stored.
+
+        Args:
+            once: a name for this update: within one task id (across deliveries and retries) it is
+                applied once, later calls return the client as it is. A client keeps the newest
+                256 names.
+            create: begin a client that is not stored yet.
+
+        Raises:
+            NoSuchClient: none is stored under ``id``.
+            ContentionTimeout: others kept winning until the deadline; nothing was applied.
+            AmbiguousWrite: a reply was lost and what became of it cannot be told.
+            IllegalTransition, InvalidClientState, PayloadTooLarge: nothing was applied.
+        """
+        name = None if once is None else (self.actor.task_id, _once_name(once))
+        with _Race(self, id) as race:
+            while True:
+                record = race.read()
+                if record is None and not create:
+                    raise NoSuchClient(self.client.kind, id)
+                client = self.client(id) if record is None else self._open(record)
+                document = _Document(client={}) if record is None else _Document.of(record)
+                if name is not None and name in document.once:
+                    return client
+                change(client)
+                self._same_id(client, id)
+                once_names = document.once if name is None else (*document.once, name)
+                written = self._write(client, record, replace(document, once=once_names, held=""))
+                if written is not None:
+                    return client
+                race.lost()
+
+    @contextmanager
+    def exclusive(self, id: str, seconds: float = 30.0) -> Iterator[Client]:
+        """Work on the client for a while with nobody else writing it; stored at the block's end.
+
+        Updates by others wait. If the block raises, nothing of it is stored.
+
+        Args:
+            seconds: how long the lease lasts. A block that takes longer is still stored, unless
+                somebody wrote after the lease's end.
+
+        Raises:
+            NoSuchClient: none is stored under ``id``.
+            ContentionTimeout: another holds it until the deadline.
+            LeaseLost: the lease ended and another wrote; nothing of the block was stored.
+        """
+        if not isinstance(self.store, Leases):
+            raise StoreError(self.store.name, "it keeps no leases")
+        if not seconds > 0:
+            raise InvalidInput("no duration", "seconds", seconds, "seconds, a number over 0")
+        with _Race(self, id) as race:
+            race.take_lease(seconds)
+            while True:
+                record = race.read()
+                if record is None:
+                    raise NoSuchClient(self.client.kind, id)
+                document = replace(_Document.of(record), held=race.owner)
+                marked = record.next(document.to_dict())
+                if self._settled_write(marked, record, ()):
+                    break
+                race.lost()
+            client = self._open(marked)
+            try:
+                yield client
+                self._same_id(client, id)
+                written = self._write(client, marked, replace(document, held=""))
+            except BaseException:
+                free = marked.next(replace(document, held="").to_dict())
+                self._settled_write(free, marked, ())
+                raise
+            if written is None:
+                raise LeaseLost(self.key(id), seconds)
+
+    def delete(self, id: str) -> bool:
+        """Remove the client and its history; False where there was none."""
+        deleted = self.store.delete(self.key(id))
+        if deleted:
+            self._tell(id, 0, "", ())
+        return deleted
+
+    def _open(self, record: Record) -> Client:
+        return self.client.from_dict(_Document.of(record).client)
+
+    def _same_id(self, client: Client, id: str) -> None:
+        if client.client_id != id:
+            raise InvalidClientState("another client's id", "$.client_id", client.client_id, id)
+
+    def _write(self, client: Client, expect: Record | None, document: _Document) -> Record | None:
+        """Write ``client``; None where another was quicker."""
+        version = 1 if expect is None else expect.version + 1
+        changes = self._changes(client, document.changes, version)
+        document = replace(
+            document, client=client.to_dict(), changes=document.changes + len(changes)
+        )
+        body = document.to_dict()
+        key = self.key(client.client_id)
+        record = Record.first(key, body) if expect is None else expect.next(body)
+        if not self._settled_write(record, expect, changes):
+            return None
+        self._tell(client.client_id, record.version, client.state, changes)
+        return record
+
+    def _settled_write(
+        self, record: Record, expect: Record | None, changes: tuple[Change, ...]
+    ) -> bool:
+        try:
+            return self.store.write(record, expect=expect, changes=changes, ttl=self.ttl)
+        except AmbiguousWrite as ambiguous:
+            return settle(self.store, record, ambiguous)
+
+    def _changes(self, client: Client, before: int, version: int) -> tuple[Change, ...]:
+        at = time.time()
+        return tuple(
+            Change(
+                number=number,
+                version=version,
+                from_state=move.from_state,
+                to_state=move.to_state,
+                at=at,
+                reason=cut_text(move.reason, self.store.limits.message_bytes),
+                task=self.actor.task,
+                task_id=self.actor.task_id,
+                client_id=client.client_id,
+                attempt=self.actor.attempt,
+                worker=self.actor.worker,
+            )
+            for number, move in enumerate(client.moves, before + 1)
+        )
+
+    def _tell(self, id: str, version: int, state: str, changes: tuple[Change, ...]) -> None:
+        kind = self.client.kind
+        changed = signals.ClientChanged(
+            kind=kind, id=id, version=version, state=state, changes=changes
+        )
+        signals.client_changed.send(sender=kind, changed=changed)
+
+
+def _once_name(once: object) -> str:
+    if not isinstance(once, str) or not once.isprintable() or not 0 < len(once) <= 100:
+        raise InvalidInput("no name", "once", once, "a printable str of 1 to 100 characters")
+    return once
+
+
+class _Race(AbstractContextManager["_Race"]):
+    """One writer's tries at one key, until its deadline; holds the key's lease at the end of them."""
+
+    def __init__(self, clients: Clients[Any], id: str) -> None:
+        self._store = clients.store
+        self._key = clients.key(id)
+        self._seconds = clients.deadline
+        self._deadline = time.monotonic() + clients.deadline
+        self._losses = 0
+        self._leased = False
+        self.owner = secrets.token_hex(8)
+
+    def __exit__(self, *_: object) -> None:
+        if self._leased and isinstance(self._store, Leases):
+            try:
+                self._store.release(self._key, self.owner)
+            except StoreError:
+                logger.warning("a lease was not given back; it ends by itself", exc_info=True)
+
+    def read(self) -> Record | None:
+        """The newest version, when no other ``exclusive`` block works on it."""
+        record = self._store.read(self._key)
+        if record is not None and not self._leased and record.document.get("held"):
+            self.take_lease(self._seconds)
+            record = self._store.read(self._key)
+        return record
+
+    def lost(self) -> None:
+        """Another was quicker: wait a little, and after a few times take the lease.
+
+        Raises:
+            ContentionTimeout: the deadline is over.
+        """
+        self._losses += 1
+        self._check_deadline()
+        if self._losses >= RACES and not self._leased and isinstance(self._store, Leases):
+            self.take_lease(self._seconds)
+        else:
+            time.sleep(random.uniform(0, 0.002 * min(self._losses, 10)))  # noqa: S311 - jitter
+
+    def take_lease(self, seconds: float) -> None:
+        """Wait until nobody else holds the key's lease, and hold it for ``seconds``.
+
+        Raises:
+            ContentionTimeout: the deadline is over.
+        """
+        if not isinstance(self._store, Leases):
+            return
+        while not self._store.acquire(self._key, self.owner, seconds):
+            self._losses += 1
+            self._check_deadline()
+            time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 - jitter
+        self._leased = True
+
+    def _check_deadline(self) -> None:
+        if time.monotonic() > self._deadline:
+            raise ContentionTimeout(self._key, self._losses, self._seconds)

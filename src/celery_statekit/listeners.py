@@ -1,0 +1,114 @@
+"""Celery's signals that no method of a task hears: publishing, and messages that no task takes.
+
+Connected when this module is imported, once a process. Receivers must not raise, and must not
+keep a publish or the worker's main process waiting: what they write is written in the background.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from celery import Celery, signals
+from celery._state import get_current_app, get_current_task
+from celery.exceptions import NotRegistered
+
+from celery_statekit.backends import PATIENCE, error_facts, sentence
+from celery_statekit.errors import StatekitError
+from celery_statekit.flusher import flusher
+from celery_statekit.settings import Settings
+from celery_statekit.task import StatefulTask, client_of, publisher, stateful_apps
+
+logger = logging.getLogger(__name__)
+
+
+@signals.before_task_publish.connect(weak=False, dispatch_uid="celery_statekit.publish")
+def _publishing(
+    sender: str = "",
+    headers: dict[str, Any] | None = None,
+    properties: dict[str, Any] | None = None,
+    **_: Any,
+) -> None:
+    """Record PENDING, and see that the client's id travels in the headers.
+
+    Celery puts an unknown option among the message's properties, which AMQP drops.
+    """
+    if not headers or not headers.get("id"):
+        return
+    client = client_of(properties) or client_of(headers) or _client_of_current_task()
+    if client:
+        headers["client_id"] = client
+    if properties:
+        properties.pop("client_id", None)
+    app = _publishing_app(sender)
+    if app is None or headers.get("retries"):
+        return
+    due_at, expires_at = _moment(headers.get("eta")), _moment(headers.get("expires"))
+
+    def write() -> None:
+        Settings.of(app).tracker.queue(
+            headers["id"], sender, client_id=client, due_at=due_at, expires_at=expires_at
+        )
+
+    _soon(write)
+
+
+@signals.task_unknown.connect(weak=False, dispatch_uid="celery_statekit.unknown")
+def _unknown(sender: Any = None, name: str = "", id: str = "", **_: Any) -> None:
+    """A message of a task that this worker does not know is acknowledged, and never runs."""
+    _never_runs(getattr(sender, "app", None), id, NotRegistered(name))
+
+
+@signals.task_rejected.connect(weak=False, dispatch_uid="celery_statekit.rejected")
+def _rejected(sender: Any = None, message: Any = None, exc: Any = None, **_: Any) -> None:
+    """A malformed message is thrown away."""
+    headers = getattr(message, "headers", None) or {}
+    _never_runs(getattr(sender, "app", None), headers.get("id"), exc)
+
+
+def _never_runs(app: Celery | None, id: Any, exc: Any) -> None:
+    if app not in stateful_apps or not isinstance(id, str) or not id:
+        return
+
+    def write() -> None:
+        tracker = Settings.of(app).tracker
+        state = tracker.read(id)
+        if state.known:
+            tracker.end_from_outside(
+                id, state.task, "FAILURE", reason=sentence(exc), error=error_facts(exc)
+            )
+
+    _soon(write)
+
+
+def _soon(write: Callable[[], None]) -> None:
+    try:
+        flusher().call(write, PATIENCE)
+    except StatekitError:
+        logger.exception("not recorded")
+
+
+def _client_of_current_task() -> str:
+    task = get_current_task()
+    request = None if task is None else task.request_stack.top
+    return "" if request is None else client_of(request.headers)
+
+
+def _publishing_app(name: str) -> Celery | None:
+    """The app of a stateful task that is published by its name; None if it is none of ours."""
+    current = publisher.get() or get_current_app()._get_current_object()  # noqa: SLF001
+    for app in (current, *stateful_apps):
+        task = app._tasks.get(name)  # noqa: SLF001 - .tasks would finalize the app
+        if isinstance(task, StatefulTask) and task.is_stateful:
+            return app
+    return None
+
+
+def _moment(text: object) -> float | None:
+    """Epoch seconds of an eta or expiry, which travel as ISO 8601."""
+    try:
+        return datetime.fromisoformat(str(text)).timestamp() if text else None
+    except ValueError:
+        return None

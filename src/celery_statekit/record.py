@@ -1,0 +1,456 @@
+"""Record, Change and their one serialised form; TaskState, the view of a task's record.
+
+Stored bytes are untrusted: plain ``json`` (never an object hook), a crc that also covers the
+key, sizes capped before I/O. A record of a newer format can be read but not written back; fields
+that this release does not know are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Final
+from urllib.parse import quote
+
+from celery_statekit.errors import (
+    CorruptRecord,
+    InvalidId,
+    InvalidInput,
+    NewerFormat,
+    PayloadTooLarge,
+)
+from celery_statekit.progress import Progress
+
+#: The format written by this release. A higher number in a stored record is readable, not writable.
+FORMAT: Final = 1
+#: How many ids of its latest writes a record keeps, to settle a write whose reply was lost.
+WRITES_KEPT: Final = 16
+#: Longest id, in bytes of UTF-8, that stands in a key in clear; a longer one stands as its SHA-256.
+ID_BYTES: Final = 200
+
+UNKNOWN: Final = "UNKNOWN"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Sizes capped before any I/O."""
+
+    #: A record, in bytes of its serialised form.
+    record_bytes: int = 256 * 1024
+    #: A message or reason, in bytes of UTF-8.
+    message_bytes: int = 1024
+    #: Changes kept in the history of one key; the oldest go first.
+    history_changes: int = 1000
+
+
+def encode_id(id: str) -> str:
+    """``id`` as it stands in a key: injective, ASCII, without separator or control character.
+
+    Percent-encoding (RFC 3986) of everything but unreserved characters. Over 200 bytes it is
+    ``~`` and the SHA-256, which no encoded id starts with (``~`` is encoded as ``%7E``).
+    """
+    encoded = id.encode("utf-8", "surrogatepass")
+    if len(encoded) > ID_BYTES:
+        return f"~{hashlib.sha256(encoded).hexdigest()}"
+    return quote(encoded, safe="").replace("~", "%7E")
+
+
+def task_key(id: object, *, prefix: str = "statekit") -> str:
+    """The key of a task's record.
+
+    Raises:
+        InvalidId: ``id`` is not a non-empty text.
+    """
+    if not isinstance(id, str) or not id:
+        raise InvalidId("task id is no text", "task_id", id, "a non-empty str")
+    return f"{prefix}:task:{encode_id(id)}"
+
+
+def client_key(kind: str, id: str, *, prefix: str = "statekit") -> str:
+    """The key of a client's record; ``kind`` is the name of its class."""
+    return f"{prefix}:client:{encode_id(kind)}:{encode_id(id)}"
+
+
+def check_id(id: object, path: str = "client_id") -> str:
+    """Return ``id`` if it may name a client.
+
+    Raises:
+        InvalidId: it is no non-empty ``str`` of at most 200 bytes of UTF-8 without control,
+            format (bidirectional override, zero width) and unpaired surrogate characters.
+    """
+    rule = f"a printable str of 1 to {ID_BYTES} bytes"
+    if not isinstance(id, str):
+        raise InvalidId("id is no text", path, id, rule)
+    if not id or not id.isprintable():
+        raise InvalidId("id is empty or not printable", path, id, rule)
+    if len(id.encode()) > ID_BYTES:
+        raise InvalidId("id is too long", path, id, rule)
+    return id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is kept about one task or one client: a versioned JSON document."""
+
+    key: str
+    #: Counts the writes of this incarnation; the first is 1.
+    version: int
+    #: Drawn when the key is first written: a deleted and recreated key is not the same record.
+    incarnation: str
+    #: Ids of the latest writes, newest last.
+    writes: tuple[str, ...] = ()
+    #: JSON object; meaning is given to it above the store.
+    document: Mapping[str, Any]
+    #: Format it was written in.
+    format: int = FORMAT
+    #: Fields of the envelope that this release does not know.
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def first(cls, key: str, document: Mapping[str, Any]) -> Record:
+        """The first version of a new incarnation."""
+        return cls(
+            key=key,
+            version=1,
+            incarnation=secrets.token_hex(4),
+            writes=(secrets.token_hex(4),),
+            document=document,
+        )
+
+    def next(self, document: Mapping[str, Any]) -> Record:
+        """The version after this one, holding ``document``."""
+        return replace(
+            self,
+            version=self.version + 1,
+            writes=(*self.writes, secrets.token_hex(4))[-WRITES_KEPT:],
+            document=document,
+        )
+
+    def follows(self, write: Record) -> bool | None:
+        """Whether ``write`` was applied on the way to this version; None if that cannot be told."""
+        if self.incarnation != write.incarnation:
+            return None
+        if write.writes[-1] in self.writes:
+            return True
+        return None if self.version - write.version >= WRITES_KEPT else False
+
+    def same(self, other: Record | None) -> bool:
+        """Whether both are one version of one incarnation: what a store compares."""
+        return (
+            other is not None
+            and self.version == other.version
+            and self.incarnation == other.incarnation
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """The fact that a key moved from one state to another: one entry of its history."""
+
+    #: Counts the changes of the key, from 1, without gaps.
+    number: int
+    #: The record's version that this change came with.
+    version: int
+    #: State left; "" for the first change of a key.
+    from_state: str
+    #: State entered.
+    to_state: str
+    #: When, in seconds since the epoch, by the writer's clock: to be read, never to be compared.
+    at: float
+    #: Why, in words.
+    reason: str = ""
+    #: Name of the task that moved, or that moved the client.
+    task: str = ""
+    task_id: str = ""
+    client_id: str = ""
+    #: The run that made the change; 0 outside a run.
+    attempt: int = 0
+    #: Node name and process id of the run, ``celery@host:4711``.
+    worker: str = ""
+    #: What else belongs to it: the time of the next retry, the error's type. JSON.
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    #: Fields that this release does not know.
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskState:
+    """The typed, immutable view of one task's record: one read, one snapshot."""
+
+    id: str
+    #: Name of the task, as registered.
+    task: str = ""
+    state: str = UNKNOWN
+    #: The record's version; 0 where there is no record.
+    version: int = 0
+    #: Number of the latest run; 0 before the first. The fence: a lower one cannot write.
+    attempt: int = 0
+    #: Node name and process id of the latest run, ``celery@host:4711``.
+    worker: str = ""
+    client_id: str = ""
+    #: Why it stands where it stands, in words.
+    reason: str = ""
+    #: Progress of the latest run; kept after the end.
+    progress: Progress | None = None
+    #: Progress of the run before it.
+    last_progress: Progress | None = None
+    #: ``{"type": ..., "message": ...}`` of the exception behind RETRY or FAILURE.
+    error: Mapping[str, str] | None = None
+    #: When the next run is due (RETRY with a countdown, PENDING with an eta); epoch seconds.
+    due_at: float | None = None
+    queued_at: float | None = None
+    #: When the latest run began; epoch seconds.
+    started_at: float | None = None
+    ended_at: float | None = None
+    updated_at: float | None = None
+    #: How many changes the history has seen, kept or not.
+    changes: int = 0
+    #: Whether the state is an end.
+    final: bool = False
+    #: Who says so: ``record``, ``celery`` (its result backend knows, no record does) or ``nobody``.
+    source: str = "nobody"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def known(self) -> bool:
+        """Whether anybody has heard of the id."""
+        return self.source != "nobody"
+
+    @classmethod
+    def from_record(cls, record: Record) -> TaskState:
+        """The view of ``record``.
+
+        Raises:
+            CorruptRecord: its document is not a task's.
+        """
+        document = dict(record.document)
+        values: dict[str, Any] = {}
+        try:
+            for name, checked in _TASK_FIELDS.items():
+                if name in document:
+                    values[name] = checked(document.pop(name))
+            return cls(**values, version=record.version, source="record", extra=document)
+        except (TypeError, ValueError, KeyError) as exc:
+            raise CorruptRecord(record.key, f"not a task's document: {exc}") from exc
+
+    def to_document(self) -> dict[str, Any]:
+        """The document that ``from_record`` reads, without what is empty."""
+        document: dict[str, Any] = dict(self.extra)
+        for name in _TASK_FIELDS:
+            value = getattr(self, name)
+            if isinstance(value, Progress):
+                document[name] = value.to_dict()
+            elif isinstance(value, Mapping):
+                document[name] = dict(value)
+            elif value not in ("", None, False) or name in ("id", "state"):
+                document[name] = value
+        return document
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
+def _moment(value: object) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no time")
+    return float(value)
+
+
+def _texts(value: object) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no object")
+    return {_text(name): _text(text) for name, text in value.items()}
+
+
+_TASK_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
+    "id": _text,
+    "task": _text,
+    "state": _text,
+    "attempt": _count,
+    "worker": _text,
+    "client_id": _text,
+    "reason": _text,
+    "progress": Progress.from_dict,
+    "last_progress": Progress.from_dict,
+    "error": _texts,
+    "due_at": _moment,
+    "queued_at": _moment,
+    "started_at": _moment,
+    "ended_at": _moment,
+    "updated_at": _moment,
+    "changes": _count,
+    "final": bool,
+}
+
+
+# --- the one serialised form ---------------------------------------------------------------------
+
+
+def dump_json(value: object, what: str = "value", path: str = "$") -> str:
+    """``value`` as compact JSON text in UTF-8 characters.
+
+    Raises:
+        InvalidInput: it holds what JSON has no form for (NaN, bytes, sets, cycles, keys that are
+            no text, unpaired surrogates), or is nested too deep.
+    """
+    try:
+        text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+        text.encode()  # an unpaired surrogate has no UTF-8 form
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidInput(f"{what} is no JSON ({exc})", path, value, "JSON values") from exc
+    return text
+
+
+def load_json(text: str | bytes) -> Any:
+    """The value of JSON ``text``, strictly: no NaN, no infinity, no duplicate key.
+
+    Raises:
+        ValueError: it is not such JSON, or is nested too deep.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+    except RecursionError as exc:
+        raise ValueError("nested too deep") from exc
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands twice")
+    return document
+
+
+def cut_text(text: object, limit: int) -> str:
+    """``str(text)`` cut to ``limit`` bytes of UTF-8, at a character; surrogates replaced."""
+    encoded = str(text).encode("utf-8", "replace")
+    if len(encoded) <= limit:
+        return encoded.decode()
+    return encoded[: max(limit - 3, 0)].decode("utf-8", "ignore") + "…"
+
+
+def _seal(key: str, body: str) -> str:
+    checksum = zlib.crc32(f"{key} {body}".encode())
+    return f"{checksum:08x}:{body}"
+
+
+def _unseal(key: str, text: object) -> dict[str, Any]:
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as exc:
+            raise CorruptRecord(key, f"not UTF-8: {exc}") from exc
+    if not isinstance(text, str) or text[8:9] != ":":
+        raise CorruptRecord(key, "it has no checksum")
+    body = text[9:]
+    try:
+        sealed = _seal(key, body)
+    except UnicodeEncodeError as exc:
+        raise CorruptRecord(key, f"not UTF-8: {exc}") from exc
+    if sealed != text:
+        raise CorruptRecord(key, "its checksum does not match")
+    try:
+        document = load_json(body)
+    except ValueError as exc:
+        raise CorruptRecord(key, f"not JSON: {exc}") from exc
+    if not isinstance(document, dict):
+        raise CorruptRecord(key, "not a JSON object")
+    return document
+
+
+def encode_record(record: Record, limits: Limits) -> str:
+    """The text that a store keeps for ``record``.
+
+    Raises:
+        NewerFormat: it was read in a format newer than this release writes.
+        PayloadTooLarge: the text is over ``limits.record_bytes``.
+        InvalidInput: the document holds what JSON has no form for.
+    """
+    if record.format > FORMAT:
+        raise NewerFormat(
+            record.key, f"its format is {record.format}, this release writes {FORMAT}"
+        )
+    envelope = {
+        **record.extra,
+        "format": FORMAT,
+        "version": record.version,
+        "incarnation": record.incarnation,
+        "writes": record.writes,
+        "document": record.document,
+    }
+    text = _seal(record.key, dump_json(envelope, "record", record.key))
+    size = len(text.encode())
+    if size > limits.record_bytes:
+        raise PayloadTooLarge(
+            "record too large", record.key, size, f"at most {limits.record_bytes} bytes"
+        )
+    return text
+
+
+def decode_record(key: str, text: object) -> Record:
+    """The record that ``encode_record`` wrote under ``key``.
+
+    Raises:
+        CorruptRecord: the bytes are not what was written under this key.
+    """
+    envelope = _unseal(key, text)
+    try:
+        document = envelope.pop("document")
+        if not isinstance(document, dict):
+            raise TypeError("document is no object")
+        return Record(
+            key=key,
+            format=_count(envelope.pop("format")),
+            version=_count(envelope.pop("version")),
+            incarnation=_text(envelope.pop("incarnation")),
+            writes=tuple(_text(id) for id in envelope.pop("writes")),
+            document=document,
+            extra=envelope,
+        )
+    except (KeyError, TypeError) as exc:
+        raise CorruptRecord(key, f"not a record: {exc!r}") from exc
+
+
+_CHANGE_FIELDS: Final = tuple(f.name for f in fields(Change) if f.name != "extra")
+
+
+def encode_change(key: str, change: Change) -> str:
+    """The text that a store keeps for one change of ``key``."""
+    document = dict(change.extra)
+    for name in _CHANGE_FIELDS:
+        value = getattr(change, name)
+        if value or name in ("from_state", "to_state"):
+            document[name] = dict(value) if name == "detail" else value
+    return _seal(key, dump_json(document, "change", key))
+
+
+def decode_change(key: str, text: object) -> Change:
+    """The change that ``encode_change`` wrote under ``key``.
+
+    Raises:
+        CorruptRecord: the bytes are not what was written under this key.
+    """
+    document = _unseal(key, text)
+    known = {name: document.pop(name) for name in _CHANGE_FIELDS if name in document}
+    try:
+        return Change(**known, extra=document)
+    except TypeError as exc:
+        raise CorruptRecord(key, f"not a change: {exc}") from exc

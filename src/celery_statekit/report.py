@@ -1,0 +1,99 @@
+"""What the flusher writes of one run: its progress, and what Celery's result backend shows of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import states as celery_states
+
+from celery_statekit.errors import AttemptEnded, ReportedFailure, StaleAttempt, StatekitError
+from celery_statekit.progress import Progress
+from celery_statekit.record import TaskState
+from celery_statekit.settings import Settings
+from celery_statekit.states import LIFECYCLE
+from celery_statekit.tracker import Attempt
+
+logger = logging.getLogger(__name__)
+
+
+class Report:
+    """What the flusher writes of one run: its progress, and its state in Celery's backend."""
+
+    def __init__(self, task: Any, request: Any, attempt: Attempt, settings: Settings) -> None:
+        self.interval = settings.values.progress_interval
+        #: What ``update_state`` was last given: shown by Celery's backend as it is.
+        self.meta: Any = None
+        #: State and meta of an end that ``update_state`` reported.
+        self.reported: tuple[str, Any] | None = None
+        self._task = task
+        self._request = request
+        self._attempt = attempt
+        self._status = settings.values.status
+        self._shown = 0
+        self._failed = False
+        ignored = request.ignore_result if "ignore_result" in vars(request) else task.ignore_result
+        self._mirrors = not ignored and not request.is_eager
+
+    def flush(self) -> None:
+        """Write the newest progress; show newest state and progress in Celery's backend.
+
+        Where the run is over, its thread hears of it at its next call.
+        """
+        attempt = self._attempt
+        try:
+            progress = attempt.report()
+        except (StaleAttempt, AttemptEnded) as exc:
+            attempt.reporter.stop(exc)
+            return
+        except StatekitError as exc:
+            self._warn("its progress is not recorded", exc)
+            return
+        state = attempt.state
+        if state.version > self._shown and (state.progress or state.state not in LIFECYCLE):
+            self._shown = state.version
+            self._mirror(self._name(state), self._meta(state))
+        if progress is not None:
+            self._task.on_progress(progress)
+
+    def mirror_started(self) -> None:
+        """Show STARTED as Celery's ``task_track_started`` does."""
+        host, _, pid = self._attempt.state.worker.rpartition(":")
+        meta = {"pid": int(pid), "hostname": host} if pid.isdigit() else {}
+        self._mirror(celery_states.STARTED, meta)
+
+    def end_as_reported(self) -> None:
+        """End as ``update_state(state=...)`` said before ``raise Ignore()``."""
+        state, meta = self.reported or (celery_states.FAILURE, None)
+        exc = ReportedFailure(meta)
+        self._task.backend.mark_as_failure(
+            self._attempt.id, exc, request=self._request, store_result=self._mirrors, state=state
+        )
+
+    def _name(self, state: TaskState) -> str:
+        if state.state in LIFECYCLE:
+            return "PROGRESS"
+        return self._status or state.state
+
+    def _meta(self, state: TaskState) -> Any:
+        if self.meta is not None:
+            return self.meta
+        meta = (state.progress or Progress()).meta()
+        if state.state not in LIFECYCLE:
+            meta["state"] = state.state
+            meta["label"] = self._attempt.flow.labels.get(state.state, state.state)
+        return meta
+
+    def _mirror(self, name: str, meta: Any) -> None:
+        if not self._mirrors:
+            return
+        try:
+            self._task.own_backend.store_result(self._attempt.id, meta, name, request=self._request)
+        except Exception as exc:  # noqa: BLE001 - what is shown must never fail what is done
+            self._warn("its state is not shown in the result backend", exc)
+
+    def _warn(self, what: str, exc: Exception) -> None:
+        """Say it once a run: it happens again at every interval."""
+        if not self._failed:
+            self._failed = True
+            logger.warning("%s[%s]: %s: %s", self._attempt.task, self._attempt.id, what, exc)

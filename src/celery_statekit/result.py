@@ -1,0 +1,129 @@
+"""StatefulResult: an ``AsyncResult`` that also knows the task's record."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Generic, TypeVar, overload
+
+from celery.result import AsyncResult, EagerResult
+
+from celery_statekit.hydration import Hydration
+from celery_statekit.record import Change, TaskState
+from celery_statekit.settings import Settings
+from celery_statekit.watcher import Until, Watcher
+
+Returned = TypeVar("Returned")
+
+
+class _Recorded(Generic[Returned]):
+    """What a result of any kind knows of the task's record."""
+
+    id: str
+    app: Any
+    #: Name of the task, where it is known: its return annotation says what a result becomes.
+    task_name: str | None
+
+    @property
+    def task_state(self) -> TaskState:
+        """The task's record now, as one snapshot.
+
+        Where there is none, what Celery's result backend knows (``source="celery"``); else
+        ``source="nobody"`` and the state UNKNOWN.
+        """
+        return self._watcher().get(self.id)
+
+    def history(self, after: int = 0, limit: int = 100) -> list[Change]:
+        """The task's changes numbered over ``after``, oldest first, over all its attempts."""
+        watcher = self._watcher()
+        return watcher.store.history(watcher.key(self.id), after, limit)
+
+    def watch(self, *, after: int = 0, timeout: float | None = None) -> Iterator[TaskState]:
+        """The state now, then every newer one, until the end.
+
+        Args:
+            after: a version seen already; only newer ones come.
+            timeout: seconds in all; None: until the task ends.
+
+        Raises:
+            UnknownTask: nobody knows the id for 10 seconds.
+            WatchTimeout: it has not ended after ``timeout`` seconds.
+        """
+        return self._watcher().watch(self.id, after=after, timeout=timeout)
+
+    def awatch(self, *, after: int = 0, timeout: float | None = None) -> AsyncIterator[TaskState]:
+        """As :meth:`watch`, for ``async for``; the event loop is never blocked."""
+        return self._watcher().awatch(self.id, after=after, timeout=timeout)
+
+    @overload
+    def wait(self, timeout: float | None = None, *, until: None = None, **options: Any) -> Any: ...
+
+    @overload
+    def wait(self, timeout: float | None = None, *, until: Until, **options: Any) -> TaskState: ...
+
+    def wait(self, timeout: float | None = None, *, until: Until = None, **options: Any) -> Any:
+        """Wait for a state.
+
+        Without ``until`` it is Celery's own ``wait``, another name of ``get``.
+
+        Args:
+            timeout: seconds; None: as long as it takes.
+            until: a state, several, or a function of a :class:`~.record.TaskState`; a state that
+                was entered and left between two reads counts.
+
+        Returns:
+            The :class:`~.record.TaskState` in which that was seen.
+
+        Raises:
+            StateNotReached: the task ended without.
+            WatchTimeout, UnknownTask: as :meth:`watch`.
+        """
+        if until is None:
+            return self.get(timeout=timeout, **options)
+        return self._watcher().wait(self.id, until, timeout=timeout)
+
+    def get(self, *args: Any, **kwargs: Any) -> Returned:
+        """As Celery's; a ClientState result is one again."""
+        returned: Returned = self._hydrated(super().get(*args, **kwargs))  # type: ignore[misc]
+        return returned
+
+    def _watcher(self) -> Watcher:
+        return Settings.of(self.app).watcher_of(eager=self.app.conf.task_always_eager)
+
+    def _hydrated(self, value: Any) -> Any:
+        task = self.app._tasks.get(self.task_name)  # noqa: SLF001 - .tasks would finalize the app
+        if task is None or not isinstance(value, (dict, list)):
+            return value
+        return Hydration.of(type(task).run).result(value)
+
+
+class StatefulResult(_Recorded[Returned], AsyncResult):
+    """An ``AsyncResult`` with the task's record, its history and a way to watch it."""
+
+    def __init__(self, id: str, *args: Any, task_name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(id, *args, task_name=task_name, **kwargs)
+        self.task_name = task_name
+
+    def forget(self) -> None:
+        """Forget Celery's result and the task's record."""
+        super().forget()
+        watcher = self._watcher()
+        watcher.store.delete(watcher.key(self.id))
+
+    def _get_result(self) -> Any:
+        return self._hydrated(self._get_task_meta()["result"])
+
+    result = info = property(_get_result)
+
+
+class StatefulEagerResult(_Recorded[Returned], EagerResult):
+    """The same of a task that was run eagerly."""
+
+    @classmethod
+    def of(cls, result: EagerResult, app: Any) -> StatefulEagerResult[Any]:
+        """``result``, made into one of these."""
+        made = cls(*result.__reduce_args__())
+        made.app, made.task_name = app, result._name  # noqa: SLF001
+        return made
+
+    def _watcher(self) -> Watcher:
+        return Settings.of(self.app).watcher_of(eager=True)

@@ -1,0 +1,276 @@
+"""``statekit_*`` from ``app.conf``, and what an app has because of them: its store, its tracker.
+
+Settings are read with ``.get`` and never registered with ``add_defaults``, which in Celery 5.7.0
+beats a Django user's own value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Final
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+from celery import Celery
+from celery.backends.base import DisabledBackend
+
+from celery_statekit.errors import InvalidSetting, StoreNotConfigured, brief
+from celery_statekit.record import Change, Limits, TaskState
+from celery_statekit.states import ENDS
+from celery_statekit.stores import open_store
+from celery_statekit.stores.base import Store
+from celery_statekit.tracker import Tracker
+from celery_statekit.watcher import Watcher
+
+PREFIX: Final = "statekit_"
+_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Values:
+    """The settings of an app, each named ``statekit_`` and the field's name."""
+
+    #: URL of the store; ``auto`` derives it from result backend and broker.
+    store: str = "auto"
+    #: First part of every key: separates apps that share a store.
+    prefix: str = "statekit"
+    #: Seconds between two writes of one run's progress, at least.
+    progress_interval: float = 0.25
+    #: Bytes that a record may have.
+    record_bytes: int = _LIMITS.record_bytes
+    #: Bytes that a message or reason may have; a longer one is cut.
+    message_bytes: int = _LIMITS.message_bytes
+    #: Changes kept in the history of one key.
+    history: int = _LIMITS.history_changes
+    #: Refuse ``update_state`` with SUCCESS or FAILURE inside a task.
+    strict: bool = False
+    #: State under which declared states are mirrored to Celery's backend; None: their own name.
+    status: str | None = None
+    #: Seconds in which a client's update is applied or refused.
+    update_deadline: float = 5.0
+
+    @classmethod
+    def of(cls, app: Celery) -> Values:
+        """Read them.
+
+        Raises:
+            InvalidSetting: one is unknown, of the wrong type or out of range.
+        """
+        names = [field.name for field in fields(cls)]
+        for key in app.conf:
+            name = str(key).lower().partition(PREFIX)
+            if name[0] in ("", "celery_") and name[1] and name[2] not in names:
+                near = difflib.get_close_matches(name[2], names, n=1)
+                hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+                allowed = ", ".join(PREFIX + known for known in names)
+                raise InvalidSetting(f"unknown setting{hint}", PREFIX + name[2], key, allowed)
+        read = {name: app.conf.get(PREFIX + name) for name in names}
+        return cls(
+            **{
+                name: _RULES[name](PREFIX + name, value)
+                for name, value in read.items()
+                if value is not None
+            }
+        )
+
+
+def _seconds(path: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InvalidSetting("no duration", path, value, "seconds, a number over 0")
+    return float(value)
+
+
+def _amount(path: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidSetting("no amount", path, value, "a whole number over 0")
+    return value
+
+
+def _flag(path: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidSetting("no flag", path, value, "True or False")
+    return value
+
+
+def _name(path: str, value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or not 0 < len(value) <= 50:
+        raise InvalidSetting("no name", path, value, "a printable str of 1 to 50 characters")
+    return value
+
+
+def _url(path: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidSetting("no store", path, value, '"auto" or a URL')
+    return value
+
+
+_RULES: Final[dict[str, Callable[[str, object], Any]]] = {
+    "store": _url,
+    "prefix": _name,
+    "progress_interval": _seconds,
+    "record_bytes": _amount,
+    "message_bytes": _amount,
+    "history": _amount,
+    "strict": _flag,
+    "status": _name,
+    "update_deadline": _seconds,
+}
+
+
+class Settings:
+    """What one app has: its values, its store, its tracker and its watcher; made when first used."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    @classmethod
+    def of(cls, app: Celery) -> Settings:
+        """The settings of ``app``, always the same."""
+        app = app._get_current_object() if hasattr(app, "_get_current_object") else app  # noqa: SLF001
+        found = _settings.get(app)
+        if found is None:
+            found = _settings.setdefault(app, cls(app))
+        return found
+
+    @cached_property
+    def values(self) -> Values:
+        """The app's ``statekit_*`` values.
+
+        Raises:
+            InvalidSetting: one cannot be obeyed.
+        """
+        return Values.of(self._app)
+
+    @cached_property
+    def store(self) -> Store:
+        """The app's store.
+
+        Raises:
+            StoreNotConfigured: ``auto`` finds none; it says what to set.
+            InvalidSetting: ``statekit_store`` is no URL of a store.
+        """
+        values = self.values
+        limits = Limits(
+            record_bytes=values.record_bytes,
+            message_bytes=values.message_bytes,
+            history_changes=values.history,
+        )
+        url = derive_store(self._app) if values.store == "auto" else values.store
+        return open_store(url, limits=limits)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The one writer of the app's task records."""
+        return Tracker(
+            self.store,
+            prefix=self.values.prefix,
+            expires=self._expires(),
+            observe=self._observe,
+        )
+
+    @cached_property
+    def watcher(self) -> Watcher:
+        """The one reader that waits."""
+        return self._watcher(self.store)
+
+    def tracker_of(self, *, eager: bool) -> Tracker:
+        """The tracker; of an eager run in an app without a store, one in this process's memory."""
+        try:
+            return self.tracker
+        except StoreNotConfigured:
+            if eager:
+                return self._eager_tracker
+            raise
+
+    def watcher_of(self, *, eager: bool) -> Watcher:
+        """The watcher of what :meth:`tracker_of` writes."""
+        return self._watcher(self.tracker_of(eager=eager).store) if eager else self.watcher
+
+    @cached_property
+    def _eager_tracker(self) -> Tracker:
+        store = open_store(f"memory://eager-{id(self)}")
+        return Tracker(store, prefix=self.values.prefix, observe=self._observe)
+
+    def _watcher(self, store: Store) -> Watcher:
+        return Watcher(store, prefix=self.values.prefix, ask=self._ask)
+
+    def _expires(self) -> float | None:
+        expires = self._app.conf.result_expires
+        if expires is None:
+            return None
+        seconds = expires.total_seconds() if hasattr(expires, "total_seconds") else float(expires)
+        return seconds or None
+
+    def _observe(self, change: Change) -> None:
+        task = self._app.tasks.get(change.task)
+        hook = getattr(task, "on_state_change", None)
+        if hook is not None:
+            hook(change)
+
+    def _ask(self, id: str) -> TaskState:
+        return celery_state(self._app, id)
+
+
+_settings: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
+
+
+def celery_state(app: Celery, id: str) -> TaskState:
+    """What Celery's result backend says of ``id``; unknown where it says PENDING or nothing.
+
+    Celery says PENDING of every id that it does not know.
+    """
+    backend = app.backend
+    if isinstance(backend, DisabledBackend):
+        return TaskState(id=id)
+    meta = backend.get_task_meta(id)
+    status = meta.get("status") or "PENDING"
+    if status == "PENDING":
+        return TaskState(id=id)
+    result = meta.get("result")
+    error = None
+    if isinstance(result, BaseException):
+        error = {"type": type(result).__name__, "message": str(result)}
+    return TaskState(
+        id=id,
+        task=meta.get("name") or "",
+        state=status,
+        error=error,
+        final=status in ENDS,
+        source="celery",
+    )
+
+
+def derive_store(app: Celery) -> str:
+    """The URL of the store beside the app's result backend or broker.
+
+    Raises:
+        StoreNotConfigured: every process would have to guess.
+    """
+    conf = app.conf
+    backend, broker = str(conf.result_backend or ""), str(conf.broker_url or "")
+    for url in (backend, broker):
+        scheme, _, rest = url.partition(":")
+        if scheme in ("db+sqlite", "sqla+sqlite", "sqlalchemy+sqlite") and len(rest) > len("///"):
+            return f"sqlite:{rest}.statekit"
+    if broker.startswith("filesystem:"):
+        folder = (conf.broker_transport_options or {}).get("data_folder_in", "data_in")
+        return f"sqlite:///{str(folder).rstrip('/')}.statekit"
+    if broker.startswith("memory:") or (conf.task_always_eager and not broker):
+        return f"memory://{app.main or ''}"
+    raise StoreNotConfigured(
+        "statekit_store",
+        f"no store follows from result_backend {brief(_host(backend))} and broker_url "
+        f"{brief(_host(broker))}; set it, for example "
+        'app.conf.statekit_store = "sqlite:////var/lib/shop/states.db" '
+        "(one file for all processes of one machine)",
+    )
+
+
+def _host(url: object) -> str:
+    """What may be shown of a URL: not its password."""
+    text = str(url or "")
+    return f"{urlsplit(text).scheme}://..." if "://" in text else text

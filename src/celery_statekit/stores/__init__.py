@@ -1,0 +1,143 @@
+"""Stores: where records are kept. :func:`open_store` makes one from a URL."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+from celery_statekit.errors import InvalidSetting
+from celery_statekit.record import Limits
+from celery_statekit.stores.base import Enumerates, Leases, Store
+from celery_statekit.stores.memory import MemoryStore
+
+if TYPE_CHECKING:
+    from celery_statekit.stores.sqlite import SQLiteStore
+
+__all__ = [
+    "Enumerates",
+    "Leases",
+    "MemoryStore",
+    "SQLiteStore",
+    "Store",
+    "open_store",
+    "without_password",
+]
+
+#: Entry point group of stores of other distributions: a scheme names a
+#: ``factory(url, *, limits, timeout) -> Store``.
+ENTRY_POINTS: Final = "celery_statekit.stores"
+
+_Factory: TypeAlias = Callable[[str, Limits, float], Store]
+
+
+def open_store(url: str, *, limits: Limits | None = None, timeout: float = 5.0) -> Store:
+    """The store at ``url``; nothing is connected to before the first call.
+
+    ==========================  ================================================================
+    ``memory://name``           this process only; the same name is the same store
+    ``sqlite:///relative.db``   a file, from the working directory; all processes of one host
+    ``sqlite:////abs/path.db``  a file, by its absolute path
+    ==========================  ================================================================
+
+    What follows ``sqlite:///`` is the path as it is: nothing in it is decoded. Any other scheme
+    is asked of the entry points ``celery_statekit.stores`` of the installed distributions.
+
+    Args:
+        url: of the store.
+        limits: sizes that writes are held to; None: the defaults.
+        timeout: seconds that one call may take before StoreUnavailable.
+
+    Raises:
+        InvalidSetting: ``url`` names no store; a password in it is not shown.
+    """
+    scheme, separator, _ = _text(url).partition("://")
+    if not separator:
+        raise _invalid("no URL of a store", url)
+    scheme = scheme.lower()
+    factory = _SCHEMES.get(scheme) or _installed(scheme)
+    if factory is None:
+        raise _invalid("no store of this release has the scheme", url)
+    return factory(url, limits or Limits(), timeout)
+
+
+def without_password(url: str) -> str:
+    """``url`` as it may be shown: ``***`` for user and password, and for secrets in its query."""
+    head, at, tail = url.rpartition("@")
+    if at:
+        scheme, separator, _ = head.partition("://")
+        url = f"{scheme}://***@{tail}" if separator else f"***@{tail}"
+    return re.sub(r"(?i)((?:pass|secret|token|key|auth)[^=&]*=)[^&#]*", r"\1***", url)
+
+
+def _text(url: object) -> str:
+    if not isinstance(url, str) or not url.isprintable():
+        raise _invalid("no URL of a store", url)
+    return url
+
+
+def _invalid(what: str, url: object) -> InvalidSetting:
+    shown = without_password(url) if isinstance(url, str) else url
+    others = [f"{point.name}://" for point in entry_points(group=ENTRY_POINTS)]
+    allowed = ", ".join(
+        ("memory://name", "sqlite:///relative.db", "sqlite:////abs/path.db", *sorted(others))
+    )
+    return InvalidSetting(what, "statekit_store", shown, allowed)
+
+
+def _memory(url: str, limits: Limits, timeout: float) -> Store:  # noqa: ARG001 - it never waits
+    name = url.partition("://")[2]
+    if re.search(r"[/?#@]", name):
+        raise _invalid("memory://name has a name only", url)
+    return MemoryStore(name, limits)
+
+
+def _sqlite(url: str, limits: Limits, timeout: float) -> Store:
+    from celery_statekit.stores.sqlite import SQLiteStore  # noqa: PLC0415 - only where used
+
+    host, slash, path = url.partition("://")[2].partition("/")
+    if host or not slash or not path:
+        raise _invalid("sqlite has no host, and needs a path", url)
+    if "?" in path:
+        raise _invalid("sqlite has no options", url)
+    if path == ":memory:":
+        raise _invalid("a store in memory is memory://name", url)
+    return SQLiteStore(path, limits, timeout)
+
+
+_SCHEMES: Final[dict[str, _Factory]] = {"memory": _memory, "sqlite": _sqlite}
+
+
+def _installed(scheme: str) -> _Factory | None:
+    points = entry_points(group=ENTRY_POINTS, name=scheme)
+    return _foreign(next(iter(points))) if points else None
+
+
+def _foreign(point: EntryPoint) -> _Factory:
+    def factory(url: str, limits: Limits, timeout: float) -> Store:
+        try:
+            _ = urlsplit(url).port
+        except ValueError:
+            # Not chained: the text of the error may hold the password.
+            raise _invalid("the port is no number from 0 to 65535", url) from None
+        try:
+            make = point.load()
+        except (ImportError, AttributeError) as exc:
+            raise _invalid(f"the store of {point.value} cannot be loaded ({exc})", url) from exc
+        store = make(url, limits=limits, timeout=timeout)
+        if not isinstance(store, Store):
+            raise _invalid(f"{point.value} made no Store but {type(store).__name__}", url)
+        return store
+
+    return factory
+
+
+def __getattr__(name: str) -> Any:
+    # sqlite3 is loaded only where it is used.
+    if name == "SQLiteStore":
+        from celery_statekit.stores.sqlite import SQLiteStore  # noqa: PLC0415
+
+        return SQLiteStore
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,437 @@
+"""StatefulTask: the choke point of a run, and Celery's hooks made into the Tracker's verbs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from datetime import datetime
+from enum import Enum
+from typing import Any, ClassVar, Final, TypeVar
+from uuid import uuid4
+from weakref import WeakSet
+
+from celery import Celery, Task
+from celery import states as celery_states
+from celery.exceptions import Ignore, Reject, Retry
+from celery.utils.nodenames import gethostname
+
+from celery_statekit import progress as progress_module
+from celery_statekit.backends import GuardedBackend, error_facts, sentence
+from celery_statekit.client import ClientState
+from celery_statekit.clients import Actor, Clients
+from celery_statekit.errors import (
+    AttemptEnded,
+    InvalidInput,
+    InvalidProgress,
+    InvalidState,
+    NotRunning,
+    PayloadTooLarge,
+    StaleAttempt,
+    StoreError,
+)
+from celery_statekit.flusher import flusher
+from celery_statekit.hydration import Hydration
+from celery_statekit.progress import Progress, Reporter
+from celery_statekit.record import Change, TaskState
+from celery_statekit.report import Report
+from celery_statekit.result import StatefulEagerResult, StatefulResult
+from celery_statekit.settings import Settings
+from celery_statekit.states import RESERVED, Flow, task_flow
+from celery_statekit.stores.memory import MemoryStore
+from celery_statekit.tracker import Attempt, Tracker
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Client = TypeVar("Client", bound=ClientState)
+
+#: Celery's states that user code may not enter by ``update_state``.
+_CELERY_STATES: Final = RESERVED - {"PROGRESS"}
+#: The app whose task is being published in this context.
+publisher: ContextVar[Celery | None] = ContextVar("statekitpublisher", default=None)
+#: The apps of this process that have stateful tasks.
+stateful_apps: WeakSet[Celery] = WeakSet()
+
+
+class StatefulTask(Task):
+    """A Celery task whose state is checked, fenced, remembered and nearly free to report.
+
+    Use it as ``base=`` of a task, or for a whole app with :func:`~celery_statekit.setup`.
+    """
+
+    #: The task's own states: an Enum class; None: any name may be entered.
+    states: ClassVar[type[Enum] | None] = None
+
+    _flow: ClassVar[Flow]
+    _hydration: ClassVar[Hydration]
+    #: False for Celery's own tasks, of which no record is kept.
+    is_stateful: ClassVar[bool] = False
+    #: Whether Celery would have stored STARTED; it would do so before any hook, over a live run.
+    _shows_started: ClassVar[bool] = False
+    #: Whether a base class between this one and Celery's has a ``__call__`` of its own.
+    _calls_super: ClassVar[bool] = False
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Check the task's definition. Celery binds a task twice; doing it twice changes nothing.
+
+        Raises:
+            InvalidDefinition: its states cannot work.
+        """
+        super().on_bound(app)
+        cls._flow = task_flow(None if cls.states is None else Flow.of(cls.states))
+        cls.is_stateful = not getattr(cls.run, "__module__", "").startswith("celery.")
+        if not cls.is_stateful:
+            return
+        if cls.track_started:
+            cls._shows_started, cls.track_started = True, False
+        above = cls.__mro__[cls.__mro__.index(StatefulTask) + 1 : cls.__mro__.index(Task)]
+        cls._calls_super = any("__call__" in vars(base) for base in above)
+        static = isinstance(inspect.getattr_static(cls, "run"), staticmethod)
+        cls._hydration = Hydration.of(cls.run, bound=not static)
+        stateful_apps.add(app)
+
+    # --- what a running task uses -------------------------------------------------------------
+
+    def enter(self, state: Enum | str, reason: str = "", **detail: Any) -> TaskState:
+        """Enter one of the task's states.
+
+        Args:
+            state: a member of ``states=``, or its stored name.
+            reason: why, in words; kept in the history.
+            detail: what else belongs to the change; JSON.
+
+        Raises:
+            IllegalTransition: it may not be entered from where the task stands.
+            InvalidState: it is no state of this task.
+            StaleAttempt: a newer run of the task has taken over.
+            StoreError: it could not be written; nothing was changed.
+            NotRunning: no run of this task is going on in this thread.
+        """
+        attempt = self._attempt("enter")
+        entered = attempt.enter(self._flow.name_of(state), reason=reason, detail=detail)
+        report = getattr(self.request, "statekit_report", None)
+        if report is not None:
+            report.meta = None
+            flusher().hurry(report)
+        return entered
+
+    @property
+    def next_states(self) -> tuple[str, ...]:
+        """The states that may be entered now, in the order declared."""
+        return self._flow.enterable(self._attempt("next_states").state.state)
+
+    @property
+    def task_state(self) -> TaskState:
+        """The running task's state, as this run last wrote it."""
+        return self._attempt("task_state").state
+
+    @property
+    def progress(self) -> Reporter:
+        """How far the run is: ``update(n)``, ``set(current, total, message)``, ``step(name)``."""
+        return self._attempt("progress").reporter
+
+    def track(
+        self, iterable: Iterable[Item], message: str = "", total: float | None = None
+    ) -> Iterator[Item]:
+        """Iterate, and report each item that was finished.
+
+        Args:
+            iterable: what to iterate.
+            message: what is being done.
+            total: how many items; ``len(iterable)`` if it has one.
+        """
+        return progress_module.track(self.progress, iterable, message, total)
+
+    def clients(self, client: type[Client]) -> Clients[Client]:
+        """The stored clients of a class, as this run updates them."""
+        attempt = self._attempt("clients")
+        state = attempt.state
+        actor = Actor(task=state.task, task_id=state.id, attempt=state.attempt, worker=state.worker)
+        settings = Settings.of(self.app)
+        values = settings.values
+        return Clients(
+            settings.tracker_of(eager=bool(self.request.is_eager)).store,
+            client,
+            actor=actor,
+            prefix=values.prefix,
+            deadline=values.update_deadline,
+        )
+
+    def on_state_change(self, change: Change) -> None:
+        """Called with each change of this task after it was written, where it was written."""
+
+    def on_progress(self, progress: Progress) -> None:
+        """Called with each progress after it was written, in the flusher's thread."""
+
+    def update_state(
+        self,
+        task_id: str | None = None,
+        state: str | None = None,
+        meta: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """As Celery's, for the running task: recorded, checked, fenced and throttled.
+
+        ``PROGRESS``, and None, report progress. One of the task's states is entered.
+        ``SUCCESS`` is kept as the last progress, never shown as an end. ``FAILURE`` followed by
+        ``raise Ignore()`` ends the task as FAILURE with that meta. With ``task_id=`` of another
+        task Celery's own method is called.
+
+        Raises:
+            InvalidState: ``state`` is no name, or an end while ``statekit_strict`` is set.
+            IllegalTransition: the task has declared states, and may not enter this one now.
+        """
+        request = self.request_stack.top
+        if not self.is_stateful or (task_id and (request is None or task_id != request.id)):
+            super().update_state(task_id=task_id, state=state, meta=meta, **kwargs)
+            return
+        attempt = self._attempt("update_state")
+        details = _as_details(meta, Settings.of(self.app).values.record_bytes)
+        report = getattr(request, "statekit_report", None)
+        if state in _CELERY_STATES:
+            self._celery_state(str(state), meta, report)
+        elif state not in (None, "PROGRESS"):
+            attempt.enter(self._flow.name_of(state), detail=details)
+        _take_meta(attempt.reporter, details)
+        if report is not None:
+            report.meta = meta
+            if state not in (None, "PROGRESS"):
+                flusher().hurry(report)
+
+    def _celery_state(self, state: str, meta: Any, report: Report | None) -> None:
+        strict = Settings.of(self.app).values.strict
+        if strict and state in celery_states.READY_STATES:
+            raise InvalidState(
+                "an end is not entered by hand",
+                f"{self.name}.update_state",
+                state,
+                "a state of the task; return, or raise, to end it",
+            )
+        if report is not None and state in celery_states.EXCEPTION_STATES - {celery_states.RETRY}:
+            report.reported = (state, meta)
+        if (self.name, state) not in _warned:
+            _warned.add((self.name, state))
+            logger.warning(
+                "%s.update_state(state=%r) inside the task is kept as its progress: "
+                "the task ends when it returns or raises",
+                self.name,
+                state,
+            )
+
+    # --- the choke point ----------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task. Called by a worker: claim, hydrate, run, flush, check the fence."""
+        request = self.request_stack.top
+        if not self.is_stateful or request is None or request.called_directly or _begun(request):
+            return super().__call__(*args, **kwargs)
+        attempt, report = self._begin(request)
+        try:
+            if not self._hydration.idle:
+                args, kwargs = self._hydration.arguments(args, kwargs)
+            # Celery's own __call__ would put an empty request on top when run eagerly.
+            returned = (
+                super().__call__(*args, **kwargs)
+                if self._calls_super
+                else self.run(*args, **kwargs)
+            )
+        except BaseException as exc:
+            flusher().forget(report)
+            self._left(attempt, report, exc)
+            raise
+        flusher().forget(report)
+        attempt.reporter.close()
+        try:
+            attempt.confirm()
+        except StoreError:
+            logger.warning("%s[%s]: fence not checked", self.name, attempt.id, exc_info=True)
+        return returned
+
+    def _begin(self, request: Any) -> tuple[Attempt, Report]:
+        """The run is claimed; where the store is away it begins all the same.
+
+        Raises:
+            AttemptEnded: the task has ended already; a delivery that comes late does nothing.
+        """
+        settings = Settings.of(self.app)
+        attempt = settings.tracker_of(eager=bool(request.is_eager)).attempt(
+            request.id,
+            self.name,
+            self._flow,
+            worker=f"{request.hostname or gethostname()}:{os.getpid()}",
+            client_id=client_of(request.headers),
+        )
+        report = Report(self, request, attempt, settings)
+        try:
+            attempt.claim()
+        except AttemptEnded as ended:
+            logger.info("%s; this delivery does nothing", ended)
+            raise
+        except StoreError:
+            logger.exception("the start of %s[%s] is not recorded", self.name, request.id)
+        request.statekit, request.statekit_report = attempt, report
+        if self._shows_started:
+            report.mirror_started()
+        flusher().watch(report)
+        return attempt, report
+
+    def _left(self, attempt: Attempt, report: Report, exc: BaseException) -> None:
+        """The run was left by an exception: write what it means, where Celery will not say."""
+        try:
+            attempt.reporter.close()
+            if isinstance(exc, (StaleAttempt, AttemptEnded)):
+                return
+            if isinstance(exc, Retry):
+                error = error_facts(exc.exc) if exc.exc else None
+                reason = sentence(exc.exc) if exc.exc else str(exc)
+                attempt.leave("RETRY", reason=reason, error=error, due_at=_due_at(exc.when))
+            elif isinstance(exc, Reject):
+                end = "REJECTED" if exc.requeue else "FAILURE"
+                attempt.leave(end, reason=sentence(exc), error=error_facts(exc))
+            elif isinstance(exc, Ignore) and report.reported:
+                report.end_as_reported()
+            elif isinstance(exc, Ignore):
+                report.flush()
+                attempt.leave("IGNORED", reason=str(exc) if exc.args else "")
+            elif not isinstance(exc, Exception):
+                # The process is being ended; the worker's main process says how.
+                attempt.report()
+        except (StaleAttempt, AttemptEnded):
+            logger.debug("a stale run left", exc_info=True)
+        except StoreError:
+            logger.exception("the outcome of %s[%s] is not recorded", self.name, attempt.id)
+
+    def _attempt(self, call: str) -> Attempt:
+        request = self.request_stack.top
+        if request is None:
+            raise NotRunning(self.name, call)
+        attempt: Attempt | None = getattr(request, "statekit", None)
+        if attempt is None:
+            # Called directly: moves are checked, and leave no trace.
+            tracker = Tracker(MemoryStore(f"direct-{uuid4()}"), silent=True)
+            attempt = tracker.attempt(request.id or str(uuid4()), self.name, self._flow)
+            attempt.claim()
+            request.statekit = attempt
+        return attempt
+
+    # --- publishing, results ------------------------------------------------------------------
+
+    def apply_async(
+        self,
+        args: Any = None,
+        kwargs: Any = None,
+        *positional: Any,
+        client_id: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """As Celery's; PENDING is recorded.
+
+        Args:
+            client_id: whose task it is. It travels in the headers, through retries, chain steps
+                and the tasks that the task itself sends.
+
+        Raises:
+            StoreNotConfigured: no store follows from the app's settings.
+        """
+        if not self.is_stateful:
+            return super().apply_async(args, kwargs, *positional, **options)
+        app = self._get_app()
+        # A store that is not configured is said here, loudly; a receiver's error is only logged.
+        Settings.of(app).tracker_of(eager=app.conf.task_always_eager)
+        if client_id is not None:
+            options["headers"] = {**(options.get("headers") or {}), "client_id": client_id}
+        shown = None if self._hydration.idle else self._hydration.redacted(args or (), kwargs or {})
+        if shown is not None:
+            options["argsrepr"], options["kwargsrepr"] = shown
+        token = publisher.set(app)
+        try:
+            return super().apply_async(args, kwargs, *positional, **options)
+        finally:
+            publisher.reset(token)
+
+    def apply(self, *args: Any, client_id: str | None = None, **options: Any) -> Any:
+        """As Celery's: run it here and now; recorded like any other run."""
+        if client_id is not None:
+            options["headers"] = {**(options.get("headers") or {}), "client_id": client_id}
+        result = super().apply(*args, **options)
+        return StatefulEagerResult.of(result, self._get_app()) if self.is_stateful else result
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> StatefulResult[Any]:  # noqa: N802
+        """The result of the task with this id."""
+        kwargs.setdefault("backend", self.own_backend)
+        return StatefulResult(task_id, task_name=self.name, app=self._get_app(), **kwargs)
+
+    @property
+    def backend(self) -> Any:
+        """The result backend, guarded: an end is recorded before it is stored."""
+        return GuardedBackend(self.own_backend, self) if self.is_stateful else self.own_backend
+
+    @backend.setter
+    def backend(self, value: Any) -> None:
+        self._backend = value
+
+    @property
+    def own_backend(self) -> Any:
+        """The result backend itself."""
+        return super().backend
+
+
+def _begun(request: Any) -> bool:
+    return getattr(request, "statekit", None) is not None
+
+
+def client_of(headers: Mapping[str, Any] | None) -> str:
+    """The client named by a message's headers; "" if none is."""
+    client = (headers or {}).get("client_id")
+    return client if isinstance(client, str) else ""
+
+
+def _due_at(when: object) -> float | None:
+    if isinstance(when, datetime):
+        return when.timestamp()
+    return time.time() + when if isinstance(when, (int, float)) else None
+
+
+def _as_details(meta: Any, limit: int) -> dict[str, Any]:
+    """The meta of an ``update_state`` as plain JSON; what only Celery's JSON knows, as text."""
+    if isinstance(meta, BaseException):
+        meta = {"exc_type": type(meta).__name__, "exc_message": str(meta)}
+    try:
+        text = json.dumps(meta, default=str, allow_nan=False)
+        size = len(text.encode())
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise InvalidInput(f"meta is no JSON ({exc})", "update_state(meta)", meta, "JSON") from exc
+    if size > limit:
+        raise PayloadTooLarge("meta too large", "update_state(meta)", size, f"{limit} bytes")
+    plain = json.loads(text)
+    if isinstance(plain, dict):
+        return plain
+    return {} if plain is None else {"meta": plain}
+
+
+def _take_meta(reporter: Reporter, details: dict[str, Any]) -> None:
+    """Read the meta of an ``update_state``: what it calls current, total and status."""
+    known: dict[str, Any] = {}
+    for name, names in _META_NAMES.items():
+        for key in names:
+            if isinstance(details.get(key), (int, float, str)):
+                known[name] = details[key]
+                break
+    try:
+        reporter.set(**known, details=details)
+    except InvalidProgress:
+        reporter.set(details=details)
+
+
+_META_NAMES: Final = {
+    "current": ("current", "done", "i"),
+    "total": ("total",),
+    "message": ("description", "status", "message"),
+}
+_warned: set[tuple[str, str]] = set()

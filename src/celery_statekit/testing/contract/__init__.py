@@ -1,0 +1,52 @@
+"""The contract of a store as tests: whoever writes a store inherits them.
+
+.. code-block:: python
+
+    class TestMyStore(StoreContract, LeasesContract, EnumeratesContract):
+        @pytest.fixture
+        def reopen(self, tmp_path):
+            return lambda limits=None: MyStore(tmp_path / "states", limits=limits)
+
+        @pytest.fixture
+        def plant(self, tmp_path):
+            return lambda key, text: ...  # put these bytes where the store keeps its own
+
+``StoreContract`` is for every store; the other two are for one that also is
+:class:`~celery_statekit.stores.base.Leases` or :class:`~celery_statekit.stores.base.Enumerates`.
+Where a store takes a clock, hand a :class:`ManualClock` to it and override ``elapse`` with the
+clock's ``advance``: expiry is then tested without waiting. Tests of processes fork.
+"""
+
+from __future__ import annotations
+
+from celery_statekit.testing.contract.damage import DamageContract
+from celery_statekit.testing.contract.enumeration import EnumeratesContract
+from celery_statekit.testing.contract.expiry import ExpiryContract
+from celery_statekit.testing.contract.forks import ForksContract
+from celery_statekit.testing.contract.history import HistoryContract
+from celery_statekit.testing.contract.leases import LeasesContract
+from celery_statekit.testing.contract.place import ManualClock, Reopen, StoreFixtures
+from celery_statekit.testing.contract.races import RacesContract
+from celery_statekit.testing.contract.records import RecordsContract
+from celery_statekit.testing.contract.values import ValuesContract
+
+__all__ = [
+    "EnumeratesContract",
+    "LeasesContract",
+    "ManualClock",
+    "Reopen",
+    "StoreContract",
+    "StoreFixtures",
+]
+
+
+class StoreContract(
+    RecordsContract,
+    HistoryContract,
+    ValuesContract,
+    ExpiryContract,
+    DamageContract,
+    RacesContract,
+    ForksContract,
+):
+    """What every store must do."""

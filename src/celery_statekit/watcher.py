@@ -1,0 +1,248 @@
+"""The one reader that waits: get, wait, follow. Async twins only wait differently.
+
+A snapshot comes first, then every newer version; a slow reader gets the newest state, never a
+backlog, and the end is never dropped. It reads again every ``poll`` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from enum import Enum
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from celery_statekit.errors import InvalidInput, StateNotReached, UnknownTask, WatchTimeout
+from celery_statekit.record import Record, TaskState, task_key
+from celery_statekit.states import Flow
+from celery_statekit.stores.base import Store
+
+logger = logging.getLogger(__name__)
+
+View = TypeVar("View")
+
+#: What :meth:`Watcher.wait` waits for: a state, several, or a function of the state.
+Until: TypeAlias = "str | Enum | Collection[str | Enum] | Callable[[TaskState], bool] | None"
+
+#: Seconds between two questions to Celery about a task that is waiting, or that has no record.
+CELERY_INTERVAL: Final = 2.0
+
+
+class Follow(Generic[View]):
+    """One reader's place in the versions of one key; knows no clock and does not wait."""
+
+    def __init__(
+        self, store: Store, key: str, view: Callable[[Record], View], after: int = 0
+    ) -> None:
+        self._store = store
+        self._key = key
+        self._view = view
+        self._after = after
+        self._incarnation = ""
+
+    def news(self) -> View | None:
+        """The newest version if it is one not seen yet."""
+        record = self._store.read(self._key)
+        if record is None:
+            return None
+        same = self._incarnation in ("", record.incarnation)
+        if same and record.version <= self._after:
+            return None
+        self._after, self._incarnation = record.version, record.incarnation
+        return self._view(record)
+
+
+class _FollowTask(Follow[TaskState]):
+    """Also asks Celery's result backend where there is no record, or one that says waiting."""
+
+    def __init__(self, watcher: Watcher, id: str, after: int) -> None:
+        super().__init__(watcher.store, watcher.key(id), TaskState.from_record, after)
+        self._ask = watcher.ask
+        self._id = id
+        self._asked = float("-inf")
+        self.last = TaskState(id=id)
+
+    def news(self) -> TaskState | None:
+        state = super().news()
+        if state is None and self.last.state in ("UNKNOWN", "PENDING", "RETRY"):
+            state = self._from_celery()
+        if state is not None:
+            self.last = state
+        return state
+
+    def _from_celery(self) -> TaskState | None:
+        now = time.monotonic()
+        if self._ask is None or now - self._asked < CELERY_INTERVAL:
+            return None
+        self._asked = now
+        try:
+            state = self._ask(self._id)
+        except Exception:
+            logger.debug("Celery's result backend cannot be asked", exc_info=True)
+            return None
+        if state.final or (self.last.state == "UNKNOWN" and state.known):
+            return state if state.state != self.last.state else None
+        return None
+
+
+class Watcher:
+    """Reads the records of tasks; cannot move one.
+
+    Args:
+        store: where they are kept.
+        prefix: first part of every key.
+        ask: what Celery's result backend says of an id; None where there is none to ask.
+        poll: seconds between two reads.
+        patience: seconds for which an id that nobody knows is waited for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        prefix: str = "statekit",
+        ask: Callable[[str], TaskState] | None = None,
+        poll: float = 0.1,
+        patience: float = 10.0,
+    ) -> None:
+        self.store = store
+        self.prefix = prefix
+        self.ask = ask
+        self.poll = poll
+        self.patience = patience
+
+    def key(self, id: str) -> str:
+        """The key of the task's record."""
+        return task_key(id, prefix=self.prefix)
+
+    def get(self, id: str) -> TaskState:
+        """The task's state now; where there is no record, what Celery knows."""
+        record = self.store.read(self.key(id))
+        if record is not None:
+            return TaskState.from_record(record)
+        return TaskState(id=id) if self.ask is None else self.ask(id)
+
+    def watch(
+        self,
+        id: str,
+        *,
+        after: int = 0,
+        timeout: float | None = None,
+    ) -> Iterator[TaskState]:
+        """The state now, then every newer one, until the end.
+
+        Args:
+            after: a version seen already; only newer ones come.
+            timeout: seconds in all; None: until the task ends.
+
+        Raises:
+            UnknownTask: nobody knows the id for ``patience`` seconds.
+            WatchTimeout: it has not ended after ``timeout`` seconds.
+        """
+        return pace(self._steps(id, after, timeout), self.poll)
+
+    def awatch(
+        self,
+        id: str,
+        *,
+        after: int = 0,
+        timeout: float | None = None,
+    ) -> AsyncIterator[TaskState]:
+        """As :meth:`watch`; reads in a thread, so the event loop is never blocked."""
+        return apace(self._steps(id, after, timeout), self.poll)
+
+    def wait(
+        self,
+        id: str,
+        until: Until = None,
+        *,
+        timeout: float | None = None,
+    ) -> TaskState:
+        """Wait until the task has entered a state, or has ended.
+
+        Args:
+            until: a state, several, or a function of a :class:`~.record.TaskState`; None: the end.
+                A state that was passed between two reads counts: the history is looked at.
+            timeout: seconds; None: as long as it takes.
+
+        Returns:
+            The state in which that was seen.
+
+        Raises:
+            StateNotReached: it ended without.
+            WatchTimeout, UnknownTask: as :meth:`watch`.
+        """
+        reached, awaited = _condition(until)
+        seen = 0
+        state = TaskState(id=id)
+        for state in self.watch(id, timeout=timeout):
+            if reached(state):
+                return state
+            if awaited and state.changes > seen:
+                passed = self.store.history(self.key(id), after=seen, limit=1000)
+                if any(change.to_state in awaited for change in passed):
+                    return state
+                seen = state.changes
+        if until is None:
+            return state
+        raise StateNotReached(id, awaited, state.state)
+
+    def _steps(self, id: str, after: int, timeout: float | None) -> Iterator[TaskState | None]:
+        """A newer state each time there is one; None where it is time to wait a little."""
+        follow = _FollowTask(self, id, after)
+        began = time.monotonic()
+        while True:
+            state = follow.news()
+            waited = time.monotonic() - began
+            if state is not None:
+                yield state
+                if state.final:
+                    return
+            elif not follow.last.known and after == 0 and waited > self.patience:
+                raise UnknownTask(id, self.patience)
+            elif timeout is not None and waited > timeout:
+                raise WatchTimeout(id, timeout, follow.last.state)
+            else:
+                yield None
+
+
+def _condition(until: Until) -> tuple[Callable[[TaskState], bool], tuple[str, ...]]:
+    if until is None:
+        return (lambda state: state.final), ()
+    if callable(until) and not isinstance(until, Enum):
+        return until, ()
+    members = (until,) if isinstance(until, (str, Enum)) else tuple(until)
+    awaited = tuple(_stored_name(member) for member in members)
+    return (lambda state: state.state in awaited), awaited
+
+
+def _stored_name(member: object) -> str:
+    if isinstance(member, Enum):
+        return Flow.of(type(member)).name_of(member)
+    if isinstance(member, str) and member:
+        return member
+    raise InvalidInput("no state to wait for", "until", member, "a state, several, or a function")
+
+
+def pace(steps: Iterator[View | None], poll: float) -> Iterator[View]:
+    """What ``steps`` yields, waiting ``poll`` seconds at each None."""
+    for step in steps:
+        if step is None:
+            time.sleep(poll)
+        else:
+            yield step
+
+
+async def apace(steps: Iterator[View | None], poll: float) -> AsyncIterator[View]:
+    """As :func:`pace`, on the event loop: each step is taken in a thread."""
+
+    def step() -> list[View | None]:
+        # StopIteration cannot cross a future; an empty list can.
+        return [found for found, _ in zip(steps, "1", strict=False)]
+
+    while found := await asyncio.to_thread(step):
+        if found[0] is None:
+            await asyncio.sleep(poll)
+        else:
+            yield found[0]
