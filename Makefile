@@ -29,8 +29,8 @@ docs: $(VENV)/.docs ## build the documentation into docs/_build
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
-bench: $(VENV)/.bench ## measure what a tracked loop costs
-	$(BIN)/python benchmarks/track.py
+bench: $(VENV)/.bench ## measure what things cost on this machine
+	@set -e; for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file; done
 
 matrix: $(VENV)/.matrix ## run the tests on every Python and Celery that is supported
 	$(BIN)/nox

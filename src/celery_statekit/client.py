@@ -78,11 +78,18 @@ class ClientState(Declared, states=ClientStates):
 
     .. code-block:: python
 
+        from celery_statekit import ClientState, States
+
+        class OrderStates(States):
+            BASKET = "In the basket"
+            PAID = "Paid"
+
         class Order(ClientState, states=OrderStates, version=2):
             items: list[str] = []
 
         order = Order("o-17", items=["book"])
         order.enter(OrderStates.PAID, reason="card")
+        assert Order.from_json(order.to_json()) == order
 
     Options of the class, all inherited but ``kind``:
 
@@ -272,6 +279,8 @@ class ClientState(Declared, states=ClientStates):
         known = {"client_id", "state", "version", *cls._stored}
         unknown = {name: value for name, value in data.items() if name not in known}
         client._state, client._unknown = state, unknown  # noqa: SLF001 - its own
+        if cls._decimals:
+            client.to_dict()
         return client
 
     @classmethod

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import builtins
 import logging
+import os
 import random
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -393,7 +393,7 @@ class _Race(AbstractContextManager["_Race"]):
         self._deadline = time.monotonic() + clients.deadline
         self._losses = 0
         self._leased = False
-        self.owner = secrets.token_hex(8)
+        self.owner = os.urandom(8).hex()
 
     def __exit__(self, *_: object) -> None:
         if self._leased and isinstance(self._store, Leases):

@@ -60,12 +60,14 @@ class Declared:
     version: ClassVar[int] = 1
     #: The Enum class whose members are the states.
     states: ClassVar[type[Enum]]
-    #: Names that are no names for a field.
+    #: Names that are no names for a field: those of ClientState itself.
     _taken: ClassVar[frozenset[str]] = frozenset()
     #: Names of the fields that stand in the document beside ``client_id``.
     _stored: ClassVar[tuple[str, ...]]
     #: Whether the types of all fields are resolved and found good.
     _resolved: ClassVar[bool]
+    #: Whether a field may hold a Decimal, of which msgspec reads NaN and infinities too.
+    _decimals: ClassVar[bool]
 
     _state: str
     _moves: tuple[Move, ...] = ()
@@ -81,10 +83,7 @@ class Declared:
         **options: Any,
     ) -> None:
         super().__init_subclass__(**options)
-        if Declared in cls.__bases__:
-            cls._taken = _FACTS.union(dir(cls))
-        else:
-            _check_names(cls)
+        _check_names(cls)
         try:
             _copy_defaults(cls)
             dataclass(eq=False, repr=False, kw_only=True)(cls)
@@ -100,6 +99,8 @@ class Declared:
         left_out = {"client_id"} if set(ACTING) <= set(flow.states) else {"client_id", "actions"}
         names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
         cls._stored = tuple(name for name in names if name not in left_out)
+        if Declared in cls.__bases__:
+            cls._taken = _FACTS.union(dir(cls))
         cls._resolved = False
         resolve(cls, at_once=False)
 
@@ -118,7 +119,7 @@ def _check_names(cls: type[Declared]) -> None:
     declared = annotations_of(cls)
     fields = {name for name in declared if not _is_class_variable(declared[name])}
     hidden = sorted((_FACTS & {*declared, *vars(cls)}) | (cls._taken & fields))
-    if hidden:
+    if hidden and cls._taken:
         raise InvalidDefinition(
             f"{cls.__name__} would hide what a client state has",
             f"{cls.__name__}.{hidden[0]}",
@@ -202,8 +203,10 @@ def resolve(cls: type[Declared], *, at_once: bool = True) -> None:
             fault, name, type(exc).__name__, "types that msgspec knows"
         ) from exc
     assert isinstance(info, inspect.DataclassType)
+    cls._decimals = False
     for member in info.fields:
         for part in _parts(member.type, []):
+            cls._decimals |= isinstance(part, inspect.DecimalType)
             if fault := _fault(part):
                 path = f"{name}.{member.name}"
                 rule = "types that msgspec knows and JSON has a form for"

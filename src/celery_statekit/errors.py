@@ -156,7 +156,7 @@ class IllegalTransition(StatekitError):
         super().__init__(task, id, from_state, to_state, tuple(allowed), why)
 
     def sentence(self) -> str:
-        allowed = ", ".join(self.allowed) or "nothing: it is a final state"
+        allowed = ", ".join(self.allowed) or "nothing"
         why = f" ({self.why})" if self.why else ""
         return (
             f"{self.task}[{brief(self.id)}] cannot move from {self.from_state} "

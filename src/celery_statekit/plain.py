@@ -1,7 +1,7 @@
 """Plain JSON values: the checked copy that a client's document is made of.
 
 Plain is what ``json`` writes and reads back as the same: None, bool, int, finite float, text that
-UTF-8 can hold, list, dict with keys of text. Nothing foreign is called on the way: no ``__json__``,
+UTF-8 can hold, list (a tuple becomes one), dict with keys of text. Nothing foreign is called on the way: no ``__json__``,
 no ``repr``, no pickle.
 """
 
@@ -59,8 +59,8 @@ class Copying:
         path: where it stands, for errors.
         room: about how many bytes of JSON it may take; keeps a small value that holds the same
             list a million times from filling the memory. Nothing smaller is refused by it.
-        typed: also take what fields may declare: tuples, sets, dataclasses, dates and times,
-            Decimal, UUID, bytes and enums, by their JSON forms.
+        typed: also take what fields may declare: sets, dataclasses, dates and times, Decimal,
+            UUID, bytes and enums, by their JSON forms.
     """
 
     def __init__(self, what: str, path: str, room: int, *, typed: bool = False) -> None:
@@ -132,12 +132,10 @@ class Copying:
             raise self.refusal("nested too deep", value, f"at most {LEVELS} levels")
         self._open.add(id(value))
         copy: list[Any] | dict[str, Any]
-        if isinstance(value, list):
+        if isinstance(value, (list, tuple)):
             copy = self._row(value)
         elif isinstance(value, dict):
             copy = self._table(value)
-        elif self.typed and isinstance(value, tuple):
-            copy = self._row(value)
         elif self.typed and isinstance(value, (set, frozenset)):
             self._note(value)
             copy = self._row(value)
@@ -213,7 +211,7 @@ def _same(value: object, there: object) -> bool:
         return isinstance(there, (set, frozenset))
     if dataclasses.is_dataclass(value):
         return type(value) is type(there)
-    return isinstance(value, type(there)) and value == there
+    return bool(value == there)
 
 
 def seal(value: Any) -> Any:
@@ -242,7 +240,9 @@ def unseal(value: Any) -> Any:
         return value
     copy = {name: unseal(item) for name, item in value.items()}
     if copy.keys() == _ENVELOPE | {_SEAL}:
-        third = copy.pop(_SEAL)
-        if third is not True:
-            copy[_SEAL] = third[0] if isinstance(third, list) and len(third) == 1 else third
+        third = copy[_SEAL]
+        if third is True:
+            del copy[_SEAL]
+        elif isinstance(third, list) and len(third) == 1:
+            copy[_SEAL] = third[0]
     return copy

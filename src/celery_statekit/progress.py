@@ -156,8 +156,7 @@ def _shown(number: float) -> str:
 
 def _number(value: Any, path: str) -> float:
     try:
-        real = isinstance(value, (Real, Decimal)) and not isinstance(value, bool)
-        number = float(value) if real else math.nan
+        number = float(value) if _is_real(value) else math.nan
     except (ValueError, OverflowError):  # Decimal("sNaN"), 10**4000
         number = math.nan
     if not 0 <= number < math.inf:
@@ -165,6 +164,10 @@ def _number(value: Any, path: str) -> float:
     if isinstance(value, float):
         return number
     return int(value) if value == int(value) else number
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, (Real, Decimal)) and not isinstance(value, bool)
 
 
 def _count(value: object, path: str) -> int:
@@ -229,9 +232,9 @@ _NOTHING: Final = Progress()
 class Reporter:
     """What a running task has as ``self.progress``; made for one run.
 
-    All calls but ``snapshot``, ``stop`` and the attributes belong to the task's thread. Every
-    one raises what ``stop`` was given, and ``InvalidProgress`` for what means nothing; then
-    nothing has changed.
+    ``snapshot``, ``stop`` and the attributes may be used from any thread, all else from the
+    task's alone. What reports raises what ``stop`` was given, and ``InvalidProgress`` for what
+    means nothing; then nothing has changed.
 
     Args:
         clock: seconds, monotonic; rate and ETA follow from it.
@@ -261,7 +264,7 @@ class Reporter:
         self._sources: weakref.WeakSet[Generator[Any, Any, Any]] = weakref.WeakSet()
         self._stopped: BaseException | None = None
         #: The series that the samples belong to, and the samples.
-        self._samples: tuple[_Sample, tuple[_Sample, ...]] = (self._phase.origin, ())
+        self._samples = (self._phase.origin, [self._phase.origin])
         self._highest = 0.0
 
     @property
@@ -413,8 +416,9 @@ class Reporter:
         that was given. While tracks are nested the innermost shows. ``update`` in the body of
         the loop adds to the count.
 
-        A generator is closed when the loop is left and nobody else holds it, when the run is
-        stopped, and at the run's end.
+        A loop is left when nobody holds its iterator any more; until then, or the run's end,
+        tracks begun after it count as nested. A generator is closed when its loop is left and
+        nobody else holds it, when the run is stopped, and at the run's end.
 
         Args:
             iterable: what to iterate over.
@@ -543,8 +547,6 @@ class Reporter:
         track.final = done
         self._running.remove(track)
         now = phase = self._phase
-        if not now.over:
-            return
         # Loops end from within; one that was left may be held longer than those around it.
         while phase.over and phase.outer is not None:
             phase = phase.outer
@@ -563,15 +565,15 @@ class Reporter:
                 logger.warning("a tracked generator failed to close", exc_info=True)
 
     def _rate(self, origin: _Sample, now: float, done: float) -> float | None:
-        series, samples = self._samples
-        if series is not origin or not samples:
-            samples = (origin,)
+        series, kept = self._samples
+        # A list of its own: snapshots may be taken by several threads.
+        samples = [*kept] if series is origin else [origin]
         if done < samples[-1][1]:
-            samples = ((now, done),)
+            samples = [(now, done)]
         elif done > samples[-1][1] and now - samples[-1][0] >= _SAMPLE_GAP:
-            samples = (*samples, (now, done))
+            samples.append((now, done))
         while len(samples) > 1 and samples[0][0] < now - RATE_WINDOW and samples[1][1] < done:
-            samples = samples[1:]
+            del samples[0]
         self._samples = origin, samples
         since, before = samples[0]
         return (done - before) / (now - since) if now > since else None

@@ -7,9 +7,8 @@ that this release does not know are kept.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import secrets
+import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -55,6 +54,8 @@ def encode_id(id: str) -> str:
     """
     encoded = id.encode("utf-8", "surrogatepass")
     if len(encoded) > ID_BYTES:
+        import hashlib  # noqa: PLC0415 - such an id is rare
+
         return f"~{hashlib.sha256(encoded).hexdigest()}"
     return quote(encoded, safe="").replace("~", "%7E")
 
@@ -92,6 +93,10 @@ def check_id(id: object, path: str = "client_id") -> str:
     return id
 
 
+def _token() -> str:
+    return os.urandom(4).hex()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
     """What is kept about one task or one client: a versioned JSON document."""
@@ -116,8 +121,8 @@ class Record:
         return cls(
             key=key,
             version=1,
-            incarnation=secrets.token_hex(4),
-            writes=(secrets.token_hex(4),),
+            incarnation=_token(),
+            writes=(_token(),),
             document=document,
         )
 
@@ -126,7 +131,7 @@ class Record:
         return replace(
             self,
             version=self.version + 1,
-            writes=(*self.writes, secrets.token_hex(4))[-WRITES_KEPT:],
+            writes=(*self.writes, _token())[-WRITES_KEPT:],
             document=document,
         )
 

@@ -6,7 +6,6 @@ beats a Django user's own value.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -64,6 +63,8 @@ class Values:
         for key in app.conf:
             name = str(key).lower().partition(PREFIX)
             if name[0] in ("", "celery_") and name[1] and name[2] not in names:
+                import difflib  # noqa: PLC0415 - for the message only
+
                 near = difflib.get_close_matches(name[2], names, n=1)
                 hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
                 allowed = ", ".join(PREFIX + known for known in names)

@@ -15,15 +15,7 @@ from functools import cache, cached_property
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
-from celery.exceptions import SoftTimeLimitExceeded, TaskPredicate
-
-from celery_statekit.errors import (
-    IllegalTransition,
-    InvalidDefinition,
-    InvalidState,
-    StatekitError,
-    brief,
-)
+from celery_statekit.errors import IllegalTransition, InvalidDefinition, InvalidState, brief
 
 #: Longest stored name, in characters: Celery's database backend keeps a state in a
 #: ``String(50)`` (celery 5.7 backends/database/models.py).
@@ -188,20 +180,18 @@ class Flow:
 
         Raises:
             IllegalTransition: the table refuses it (also to enter the same state again, unless
-                that is declared), or the guard does. A guard that raises refuses, and its
-                exception is the cause; but what steers a task (``Ignore``, ``Reject``, ``Retry``,
-                ``SoftTimeLimitExceeded``) and this library's own errors pass through.
+                that is declared), or the guard does. What a guard raises passes through: a
+                database that is down is no answer, and ``autoretry_for`` may match it.
         """
         move = self._row(from_state), self._row(to_state)
-        cause = None
         if move not in self._moves or (by_hand and move[1] not in self._by_hand):
             why = self._why(from_state, to_state, by_hand=by_hand)
         else:
-            why, cause = _refusal(self._moves[move], subject)
+            why = _refusal(self._moves[move], subject)
             if not why:
                 return
         allowed = self.enterable(from_state) if by_hand else self.allowed(from_state)
-        raise IllegalTransition(task, id, from_state, to_state, allowed, why) from cause
+        raise IllegalTransition(task, id, from_state, to_state, allowed, why)
 
     def name_of(self, state: enum.Enum | str) -> str:
         """The stored name of a member, or of a stored name.
@@ -484,21 +474,16 @@ def _reach(table: Mapping[str, tuple[str, ...]], start: str) -> set[str]:
     return reached
 
 
-def _refusal(guard: Guard | None, subject: object) -> tuple[str, Exception | None]:
-    """Why the guard refuses, or "" where it does not, and what it raised."""
-    try:
-        answer: object = None if guard is None else guard(subject)
-    except (StatekitError, TaskPredicate, SoftTimeLimitExceeded):
-        raise
-    except Exception as exc:  # noqa: BLE001 - a guard that cannot say yes says no
-        return f"its guard raised {brief(exc)}", exc
+def _refusal(guard: Guard | None, subject: object) -> str:
+    """Why the guard refuses, or "" where it does not."""
+    answer: object = None if guard is None else guard(subject)
     if answer is None or answer is True:
-        return "", None
+        return ""
     if answer is False:
-        return "its guard refuses", None
+        return "its guard refuses"
     if isinstance(answer, str) and answer.strip():
-        return answer, None
-    return f"its guard answered {brief(answer)}, no bool, None or sentence", None
+        return answer
+    return f"its guard answered {brief(answer)}, no bool, None or sentence"
 
 
 # --- the pictures --------------------------------------------------------------------------------
@@ -506,8 +491,11 @@ def _refusal(guard: Guard | None, subject: object) -> tuple[str, Exception | Non
 _SKIPPING: Final = "forward, and states may be skipped"
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 #: All but letters, digits and blanks; those of ``-./_'`` that stand at the edge of a word, where
-#: Markdown, which Mermaid reads in labels, gives them a meaning.
-_MARKUP: Final = re.compile(r"[^\w \-./']|(?<![^\W_])[\-./_']|[\-./_'](?![^\W_])")
+#: Markdown, which Mermaid reads in labels, gives them a meaning; and the blank of "direction TB",
+#: which Mermaid 11 obeys wherever it stands.
+_MARKUP: Final = re.compile(
+    r"[^\w \-./']|(?<![^\W_])[\-./_']|[\-./_'](?![^\W_])|(?<=direction) ", re.IGNORECASE
+)
 
 
 def _escaped(text: str, mark: str) -> str:

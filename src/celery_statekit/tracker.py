@@ -439,7 +439,8 @@ class Attempt:
 
         def decide(state: TaskState) -> TaskState:
             state = replace(self._own(state, to_state), progress=progress)
-            if self.flow.allowed(state.state):
+            # LOST of a run that only seemed so: nobody took over, so it ends as it says.
+            if state.state != "LOST" and self.flow.allowed(state.state):
                 self.flow.check(state.state, to_state, task=self.task, id=self.id)
             return tracker._resting_or_ended(state, to_state, reason, error, due_at)  # noqa: SLF001
 

@@ -20,6 +20,8 @@ from celery import Celery, signals
 from celery.exceptions import Ignore, Reject
 from kombu import Exchange, Queue
 
+from celery_statekit import StatefulTask, setup
+
 ENVIRONMENT = "STATEKIT_MATRIX_PLACE"
 #: Seconds after which a body stops waiting for the test: a lost test leaves no task behind.
 PATIENCE = 20.0
@@ -66,14 +68,10 @@ def build(place: Place) -> Celery:
     app = Celery("matrix", set_as_current=False)
     app.conf.update(_settings(place))
     if place.mode == "setup":
-        from celery_statekit import setup
-
         setup(app)
         options: dict[str, Any] = {}
         base: Any = app.Task
     elif place.mode == "base":
-        from celery_statekit import StatefulTask
-
         base = StatefulTask
         options = {"base": StatefulTask}
     else:  # Celery alone, to compare with
@@ -112,7 +110,9 @@ def _settings(place: Place) -> dict[str, Any]:
     }
 
 
-def _add_tasks(app: Celery, place: Place, base: Any, options: dict[str, Any]) -> None:
+def _add_tasks(  # noqa: C901 - a list of small tasks
+    app: Celery, place: Place, base: Any, options: dict[str, Any]
+) -> None:
     def task(name: str, **more: Any) -> Callable[[Any], Any]:
         return app.task(name=f"matrix.{name}", bind=True, shared=False, **{**options, **more})
 
@@ -145,7 +145,7 @@ def _add_tasks(app: Celery, place: Place, base: Any, options: dict[str, Any]) ->
     @task(
         "autoretry_for",
         autoretry_for=(ConnectionError,),
-        retry_kwargs={"max_retries": 1, "countdown": 0.1},
+        retry_kwargs={"max_retries": 1, "countdown": 0},
     )
     def autoretry_for(self: Any) -> str:
         if first(self):

@@ -13,9 +13,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -24,9 +24,11 @@ from celery import Celery, chain
 from celery.result import AsyncResult
 from kombu import Connection
 
-from . import app as app_module
+from celery_statekit import Change, StatefulResult
+
 from .app import ENVIRONMENT, Place, build
 
+HERE: Final = Path(__file__).parent
 #: Seconds in which a worker has to come up, to end, or an outcome to be there.
 DEADLINE: Final = 30.0
 #: Seconds between two looks.
@@ -76,7 +78,6 @@ class Lane:
     stop: threading.Event
     ids: dict[str, list[str]] = field(default_factory=dict)
     seen: dict[str, Seen] = field(default_factory=dict)
-    log: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.place.mark("").mkdir(parents=True)
@@ -131,6 +132,12 @@ class Lane:
             seen /= step
         return seen
 
+    def changes(self, outcome: str) -> list[Change]:
+        """The history of ``outcome``; empty without this library."""
+        if self.place.mode == "plain":
+            return []
+        return StatefulResult(self.ids[outcome][0], app=self.app).history()
+
     def settle(self, outcomes: Iterable[str]) -> None:
         """Wait until each outcome is as expected, or the deadline."""
         waiting = list(outcomes)
@@ -154,8 +161,6 @@ def look(app: Celery, id: str, mode: str) -> Seen:
     """What is seen of one task: first in our record, then in Celery's."""
     ours = {}
     if mode != "plain":
-        from celery_statekit import StatefulResult
-
         result = StatefulResult(id, app=app)
         state = result.task_state
         ours = {
@@ -168,7 +173,7 @@ def look(app: Celery, id: str, mode: str) -> Seen:
     if celery.ready():
         try:
             celery.get(timeout=DEADLINE)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever the task raised
             error = type(exc).__name__
     return Seen(**ours, celery_state=celery.state, celery_error=error)
 
@@ -181,19 +186,20 @@ class Worker:
         self.life = life
         self.place = replace(lane.place, visibility=visibility)
         self.node = f"{life}@{self.place.name}"
+        self.log = Path(self.place.folder, f"{life}.log")
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> Worker:  # noqa: PYI034 - Self is of Python 3.11
         place = self.place
-        command = [sys.executable, "-m", "celery", "-A", app_module.__name__, "worker"]
+        command = [sys.executable, "-m", "celery", "-A", f"{HERE.name}.app", "worker"]
         command += ["-P", place.pool, "-c", str(CONCURRENCY[place.pool]), "-n", self.node]
         command += ["-l", "INFO", "--without-gossip", "--without-mingle"]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, sys.path)]),
             ENVIRONMENT: place.to_json(),
             "STATEKIT_MATRIX_LIFE": self.life,
         }
-        with Path(place.folder, f"{self.life}.log").open("wb") as log:
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 command,
                 env=environment,
@@ -203,8 +209,10 @@ class Worker:
                 cwd=place.folder,
                 start_new_session=True,
             )
+        ready = place.mark(f"{self.life}.ready")
         try:
-            self.lane.wait_for_mark(f"{self.life}.ready")
+            self.lane.wait_for("ready", lambda: ready.exists() or self.process.poll() is not None)
+            assert ready.exists(), f"the worker did not come up:\n{self.log.read_text()}"
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -216,10 +224,8 @@ class Worker:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
     def signal(self, number: int) -> None:
@@ -237,9 +243,8 @@ class Worker:
 
     def wait_for_log(self, text: str) -> None:
         """Wait until the worker has said ``text``."""
-        log = Path(self.place.folder, f"{self.life}.log")
-        if not self.lane.wait_for(text, lambda: text in log.read_text(errors="replace")):
-            raise TimeoutError(f"{log}: no {text!r} after {DEADLINE:g} s")
+        if not self.lane.wait_for(text, lambda: text in self.log.read_text(errors="replace")):
+            raise TimeoutError(f"{self.log}: no {text!r} after {DEADLINE:g} s")
 
     def revoke(self, id: str, **options: Any) -> Any:
         return self.lane.app.control.revoke(id, destination=[self.node], **options)
@@ -248,12 +253,18 @@ class Worker:
 # --- what is sent --------------------------------------------------------------------------------
 
 
-def _send_chain(lane: Lane) -> None:
+def _send_failing(lane: Lane) -> None:
     tasks = lane.app.tasks
     last = chain(
         tasks["matrix.exception"].si(), tasks["matrix.success"].si(), tasks["matrix.success"].si()
     ).apply_async()
     lane.ids["failed_chain"] = [last.parent.parent.id, last.parent.id, last.id]
+
+
+def _send_two(lane: Lane) -> None:
+    success = lane.app.tasks["matrix.success"]
+    last = chain(success.si(), success.si()).apply_async()
+    lane.ids["chain"] = [last.parent.id, last.id]
 
 
 def _limits(pool: str, kind: str) -> float:
@@ -269,11 +280,9 @@ def _send_by_name(lane: Lane, outcome: str, name: str, *args: Any) -> None:
 SENT: Final[dict[str, Callable[[Lane], object]]] = {
     "autoretry_for": lambda lane: lane.send("autoretry_for", "autoretry_for"),
     "before_start_raises": lambda lane: lane.send("before_start_raises", "before_start_raises"),
+    "chain": _send_two,
     "exception": lambda lane: lane.send("exception", "exception"),
-    "expired": lambda lane: lane.send(
-        "expired", "success", expires=datetime.now(timezone.utc) - timedelta(seconds=1)
-    ),
-    "failed_chain": _send_chain,
+    "failed_chain": _send_failing,
     "hard_time_limit": lambda lane: lane.send(
         "hard_time_limit", "outlive", _limits(lane.place.pool, "hard"), time_limit=LIMIT
     ),
@@ -320,6 +329,8 @@ def running(lane: Lane) -> None:
         id = lane.send("revoked_before_start", "success", countdown=DUE)
         assert worker.revoke(id, reply=True, timeout=DUE), "the worker does not answer"
 
+        # RabbitMQ drops what expires in the queue without a word to anybody: the worker has it before.
+        lane.send("expired", "success", countdown=2 * LIMIT, expires=LIMIT)
         sent = [outcome for outcome in SENT if outcome not in KILLING[lane.place.pool]]
         for outcome in sent:
             SENT[outcome](lane)
@@ -329,7 +340,7 @@ def running(lane: Lane) -> None:
         worker.revoke(id, terminate=True, reply=lane.place.pool != "solo", timeout=DEADLINE)
         if lane.place.pool in ("solo", "threads"):
             lane.let_go(id)
-        lane.settle([*sent, "revoked_before_start", "revoke_terminate"])
+        lane.settle(lane.ids)
 
         id = lane.send_running("warm_shutdown")
         worker.signal(signal.SIGTERM)
@@ -382,16 +393,6 @@ def dying(lane: Lane) -> None:
 LANES: Final = {"running": running, "dying": dying}
 
 
-def left_over(lane: Lane) -> int:
-    """How many messages wait in the broker."""
-    with lane.app.connection_for_read() as connection:
-        queue = lane.app.amqp.queues[lane.place.name](connection.default_channel)
-        try:
-            return int(queue.queue_declare(passive=True).message_count)
-        except connection.channel_errors:  # kombu on Redis: an empty queue is no queue
-            return 0
-
-
 def remove(lane: Lane) -> None:
     """Delete what the lane left in the broker; Redis is emptied by its owner."""
     name = lane.place.name
@@ -403,29 +404,42 @@ def remove(lane: Lane) -> None:
                 channel.exchange_delete(exchange)
 
 
-def measure(
-    configuration: str, place: Place, expected: Mapping[str, Seen] | None
-) -> dict[str, Seen]:
+@dataclass(frozen=True)
+class Measured:
+    """What was seen of every outcome, after the last worker was gone."""
+
+    seen: dict[str, Seen]
+    #: The history of every outcome, of the first step where it has several.
+    changes: dict[str, list[Change]]
+
+
+def measure(place: Place, expected: Mapping[str, Seen] | None) -> Measured:
     """Bring about every outcome at ``place`` and tell what is seen of each."""
     stop = threading.Event()
-    lanes = {
-        name: Lane(
+    lanes = [
+        Lane(
             replace(place, name=f"{place.name}.{name}", folder=f"{place.folder}/{name}"),
             expected,
             stop,
         )
         for name in LANES
-    }
+    ]
     try:
         with ThreadPoolExecutor(len(lanes)) as threads:
-            work = [threads.submit(lane.run, LANES[name]) for name, lane in lanes.items()]
+            work = [
+                threads.submit(lane.run, LANES[name])
+                for name, lane in zip(LANES, lanes, strict=True)
+            ]
             try:
-                for lane_ended in work:
+                for lane_ended in as_completed(work):
                     lane_ended.result()
             finally:
                 stop.set()
+        return Measured(
+            seen={outcome: seen for lane in lanes for outcome, seen in lane.seen.items()},
+            changes={outcome: lane.changes(outcome) for lane in lanes for outcome in lane.ids},
+        )
     finally:
-        for lane in lanes.values():
+        for lane in lanes:
             remove(lane)
             lane.app.close()
-    return {outcome: seen for lane in lanes.values() for outcome, seen in lane.seen.items()}

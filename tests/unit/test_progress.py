@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import itertools
 import json
 import logging
 import math
 import pickle
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError
 from decimal import Decimal
@@ -21,6 +25,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from celery_statekit import progress as progress_module
 from celery_statekit.errors import InvalidInput, InvalidProgress
 from celery_statekit.progress import Progress, Reporter, track
 
@@ -98,6 +103,25 @@ def elsewhere(call: Callable[[], Any]) -> Any:
     thread.start()
     thread.join(DEADLINE)
     return answers[0]
+
+
+@contextlib.contextmanager
+def at_each_instruction(call: Callable[[], object]) -> Iterator[None]:
+    """Do ``call`` at each instruction of the module, as another thread might."""
+
+    def trace(frame: types.FrameType, _event: str, _arg: object) -> Any:
+        if frame.f_code.co_filename != progress_module.__file__:
+            return None
+        frame.f_trace_opcodes = True
+        call()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def unpack(error: InvalidInput) -> tuple[str, str, str, str]:
@@ -582,6 +606,27 @@ def test_snapshots_during_a_loop_never_fall_and_never_pass_it() -> None:
     assert 0 <= seen[0] <= seen[-1] <= 300_000
 
 
+def test_a_snapshot_is_true_at_any_instruction() -> None:
+    """Wherever the task's thread is interrupted, a reader sees what was so just then."""
+    reporter = Reporter()
+    seen: list[Progress] = []
+    with at_each_instruction(lambda: seen.append(reporter.snapshot())):
+        for number in range(1, 6):
+            reporter.set(current=number, total=10 * number)
+        for _ in track(reporter, range(2050)):
+            pass
+        reporter.step("index", total=7)
+        reporter.update(2.5)
+    counts = [
+        [progress.current for progress in seen if progress.total == total]
+        for total in (None, 10, 20, 30, 40, 50, 2050, 7)
+    ]
+    assert [sorted(set(count)) for count in counts[:6]] == [[0], [1], [2], [3], [4], [5]]
+    assert [sorted(set(count)) for count in counts[6:]] == [[0, 1023, 2047, 2050], [0, 2.5]]
+    assert counts[6] == sorted(counts[6])
+    assert sum(map(len, counts)) == len(seen)
+
+
 @pytest.mark.parametrize(
     ("iterable", "total", "expected"),
     [
@@ -651,10 +696,13 @@ def test_a_nested_loop_that_fails_leaves_the_count_of_the_outer(*, held: bool) -
 
     def run() -> None:
         for outer in track(reporter, range(10)):
+            middle = track(reporter, range(3))
+            next(middle)
             inner = track(reporter, range(10))
             for number in inner if held else track(reporter, range(10)):
                 if (outer, number) == (4, 7):
                     raise KeyError
+            list(middle)
 
     with pytest.raises(KeyError) as caught:
         run()
@@ -796,9 +844,75 @@ def test_stop_is_seen_in_the_middle_of_a_slow_loop() -> None:
     assert reporter.current == 701
 
 
-def test_stop_at_any_moment_leaves_the_exact_count() -> None:
-    """Whenever another thread stops a loop that runs freely, no item is lost or counted twice."""
-    for _ in range(100):
+def test_stop_at_any_instruction_leaves_the_exact_count() -> None:
+    """Wherever the code is when another thread stops it, no item more is given, and none lost."""
+
+    def stop_at(moment: int) -> tuple[float, int, int | None]:
+        """The count, how many items the loop was given, and how many when it was stopped."""
+        reporter, left, given, given_then = Reporter(), moment, 0, None
+
+        def stop() -> None:
+            nonlocal left, given_then
+            left -= 1
+            if not left:
+                given_then = given
+                reporter.stop(Stopped())
+
+        with contextlib.suppress(Stopped), at_each_instruction(stop):
+            for _ in track(reporter, range(1026)):
+                given += 1
+        return reporter.current, given, given_then
+
+    seen = set()
+    for moment in itertools.count(1):
+        current, given, given_then = stop_at(moment)
+        if given_then is None:
+            break
+        assert current == given == given_then
+        seen.add(given)
+    assert seen == {0, 1024, 1026}
+
+
+def test_a_loop_goes_on_exactly_while_it_is_being_stopped() -> None:
+    """Whatever instruction stop() is at, an item given in between is counted, once."""
+    reporter, given = Reporter(), 0
+    rows = track(reporter, range(5000))
+
+    def go_on() -> None:
+        nonlocal given
+        with contextlib.suppress(Stopped, StopIteration):
+            next(rows)
+            given += 1
+
+    go_on()
+    with at_each_instruction(go_on):
+        reporter.stop(Stopped())
+    go_on()
+    assert reporter.current == given > 1
+
+
+def test_a_snapshot_is_true_while_the_loop_is_being_stopped() -> None:
+    """Whatever instruction a reader is at when a stop comes, it counts what is done."""
+    for moment in itertools.count(1):
+        reporter = Reporter()
+        rows = track(reporter, range(5000))
+        assert list(itertools.islice(rows, 5)) == [0, 1, 2, 3, 4]
+        calls = itertools.chain([None] * (moment - 1), [Stopped()])
+
+        def stop(reporter: Reporter = reporter, calls: Iterator[Any] = calls) -> None:
+            if stopped := next(calls, None):
+                reporter.stop(stopped)
+
+        with at_each_instruction(stop):
+            progress = reporter.snapshot()
+        assert progress.current == 4
+        if next(calls, None):
+            break
+
+
+def test_stop_of_a_loop_that_runs_freely_leaves_the_exact_count() -> None:
+    """Between two items no code of Python runs, and yet none is lost or counted twice."""
+    for _ in range(30):
         reporter, running = Reporter(), threading.Event()
 
         def stop(reporter: Reporter = reporter, running: threading.Event = running) -> None:
@@ -1039,7 +1153,8 @@ def test_a_nested_track_does_not_move_the_whole() -> None:
     reporter.steps("a", "b")
     reporter.step("a")
     for outer in track(reporter, range(4)):
-        for _ in track(reporter, range(10)):
+        for inner in track(reporter, range(10)):
+            assert (reporter.current, reporter.total) == (inner, 10)
             assert reporter.snapshot().percent == outer * 12.5
             assert reporter.snapshot().eta is None
     assert reporter.snapshot().percent == 50
@@ -1305,6 +1420,8 @@ def test_extreme_amounts_still_give_a_snapshot() -> None:
     clock.now += 1e-9
     reporter.set(current=1e308, total=1.7e308)
     assert reporter.snapshot().rate is None
-    reporter.set(current=5e-324)
-    clock.now += 1e9
+    reporter = Reporter(clock=clock)
+    clock.now += 1e3
+    reporter.set(current=1, total=1.7e308)
+    assert reporter.snapshot().rate == pytest.approx(1e-3)
     assert reporter.snapshot().eta is None

@@ -69,6 +69,8 @@ def without_password(url: str) -> str:
     if at:
         scheme, separator, _ = head.partition("://")
         url = f"{scheme}://***@{tail}" if separator else f"***@{tail}"
+    # What stands for a port and is no number may be a password without its host.
+    url = re.sub(r"(://[^/?#]*:)(?!\d+(?:[/?#]|$))[^/?#]+", r"\1***", url)
     return re.sub(r"(?i)((?:pass|secret|token|key|auth)[^=&]*=)[^&#]*", r"\1***", url)
 
 

@@ -66,9 +66,9 @@ class _Shelf:
         return None
 
     def purge(self, now: float) -> None:
-        """Remove the expired once in as many writes as there are keys: constant cost each."""
+        """Remove the expired after half as many writes as there are keys: constant cost each."""
         self.writes += 1
-        if self.writes <= len(self.entries):
+        if self.writes * 2 <= len(self.entries):
             return
         self.writes = 0
         self.entries = {k: entry for k in self.entries if (entry := self.entry(k, now))}

@@ -6,6 +6,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection, wait
 from typing import Any, Final
 
 #: Seconds that anything here may take before it counts as hanging.
@@ -21,7 +22,7 @@ def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
         start.wait(DEADLINE)
         outcomes[number] = _outcome(lambda: work(number))
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(count)]
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -44,8 +45,7 @@ def in_processes(count: int, work: Callable[[int], Any]) -> list[Any]:
         for child in children:
             child.start()
         outcomes = [
-            pipe.recv() if pipe.poll(DEADLINE * 2) else ("it went on for ever", None)
-            for pipe, _ in pipes
+            _received(pipe, child) for (pipe, _), child in zip(pipes, children, strict=True)
         ]
     finally:
         for child in children:
@@ -78,8 +78,14 @@ def _outcome(work: Callable[[], Any]) -> tuple[str, Any]:
         return f"{type(exc).__name__}: {exc}", None
 
 
+def _received(pipe: Connection, child: Any) -> tuple[str, Any]:
+    wait([pipe, child.sentinel], DEADLINE * 2)
+    received: tuple[str, Any] = pipe.recv() if pipe.poll() else ("it died or hangs", None)
+    return received
+
+
 def _returned(outcome: tuple[str, Any] | None) -> Any:
-    assert outcome is not None, "it went on for ever"
+    assert outcome is not None, "it hangs"
     why, returned = outcome
     assert not why, why
     return returned

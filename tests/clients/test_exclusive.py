@@ -1,0 +1,306 @@
+"""Work that nobody else may write into, and what ends it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from celery_statekit import Clients
+from celery_statekit.clients import ONCE_KEPT
+from celery_statekit.errors import ContentionTimeout, InvalidInput, LeaseLost, NoSuchClient
+from celery_statekit.record import Record
+from celery_statekit.signals import ClientChanged
+from celery_statekit.stores import MemoryStore, SQLiteStore, Store
+from celery_statekit.testing import ManualClock
+
+from .orders import DEADLINE, Order, OrderStates, add, pay
+
+
+def test_a_block_is_stored_at_its_end(orders: Clients[Order], told: list[ClientChanged]) -> None:
+    """What the block did is one write, with its moves; before its end nobody sees any of it."""
+    orders.create("o-17")
+    told.clear()
+
+    with orders.exclusive("o-17") as order:
+        order.items.append("book")
+        pay(order)
+        during = orders.get("o-17")
+
+    assert Order("o-17") == during
+    assert order == orders.get("o-17")
+    assert ["PAID"] == [change.to_state for change in orders.history("o-17")]
+    assert [("PAID", 1)] == [(changed.state, len(changed.changes)) for changed in told]
+
+
+def test_a_block_needs_a_client(orders: Clients[Order], hasty: Clients[Order]) -> None:
+    """NoSuchClient where none is stored; the lease is given back."""
+    with pytest.raises(NoSuchClient), orders.exclusive("o-17"):
+        pass
+
+    orders.create("o-17")
+    with hasty.exclusive("o-17") as order:
+        add(order)
+
+
+def test_nobody_writes_into_a_block(orders: Clients[Order], hasty: Clients[Order]) -> None:
+    """Updates and blocks of others wait until their deadline: ContentionTimeout, nothing applied."""
+    orders.create("o-17")
+
+    with orders.exclusive("o-17") as order:
+        with pytest.raises(ContentionTimeout) as update:
+            hasty.update("o-17", add)
+        with pytest.raises(ContentionTimeout), hasty.exclusive("o-17") as other:
+            add(other)
+        order.items.append("book")
+
+    assert orders.key("o-17") == update.value.key
+    assert update.value.attempts >= 1
+    assert 0.01 == update.value.seconds
+    assert Order("o-17", items=["book"]) == orders.get("o-17")
+
+
+def test_other_clients_go_on(orders: Clients[Order], hasty: Clients[Order]) -> None:
+    """A block holds up one client, not its neighbours, and no reader."""
+    orders.create("o-17")
+    orders.create("o-18")
+
+    with orders.exclusive("o-17"), hasty.exclusive("o-18") as neighbour:
+        add(neighbour)
+        hasty.create("o-19")
+        assert 3 == len(hasty.list())
+
+    assert 1 == orders.get("o-18").count
+
+
+def test_updates_go_on_after_a_block(
+    store: MemoryStore | SQLiteStore, orders: Clients[Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update that waits for a block's end is then applied to what the block stored."""
+    orders.create("o-17")
+    waiting = threading.Event()
+    acquire = store.acquire
+
+    def tell(key: str, owner: str, seconds: float) -> bool:
+        acquired = acquire(key, owner, seconds)
+        if not acquired:
+            waiting.set()
+        return acquired
+
+    monkeypatch.setattr(store, "acquire", tell)
+    updating = threading.Thread(target=orders.update, args=("o-17", add))
+    with orders.exclusive("o-17") as order:
+        updating.start()
+        assert waiting.wait(DEADLINE)
+        order.count = 10
+    updating.join(DEADLINE)
+
+    assert 11 == orders.get("o-17").count
+
+
+def test_a_block_that_raises_stores_nothing(orders: Clients[Order], hasty: Clients[Order]) -> None:
+    """Its exception goes on, nothing of it is stored, and the next one may begin at once."""
+    orders.create("o-17")
+
+    with pytest.raises(KeyError, match="till"), orders.exclusive("o-17") as order:
+        pay(order)
+        order.items.append("book")
+        raise KeyError("till")
+
+    assert Order("o-17") == orders.get("o-17")
+    assert [] == orders.history("o-17")
+    assert 1 == hasty.update("o-17", add).count
+
+
+def test_a_block_whose_lease_ended_is_stored(orders: Clients[Order], clock: ManualClock) -> None:
+    """A block that took too long is stored where nobody wrote meanwhile."""
+    orders.create("o-17")
+
+    with orders.exclusive("o-17", seconds=30) as order:
+        clock.advance(31)
+        add(order)
+
+    assert 1 == orders.get("o-17").count
+
+
+@pytest.mark.parametrize("others", ["update", "exclusive", "delete"])
+def test_a_block_that_was_overtaken_is_lost(
+    orders: Clients[Order], hasty: Clients[Order], clock: ManualClock, others: str
+) -> None:
+    """Once its lease has ended and another wrote, it is LeaseLost, and nothing of it is stored."""
+    orders.create("o-17", items=["book"])
+
+    def overtake() -> None:
+        if others == "update":
+            hasty.update("o-17", add)
+        elif others == "delete":
+            hasty.delete("o-17")
+            hasty.create("o-17", count=1)
+        else:
+            with hasty.exclusive("o-17") as other:
+                add(other)
+
+    with pytest.raises(LeaseLost) as caught, orders.exclusive("o-17", seconds=30) as order:
+        order.items.clear()
+        pay(order)
+        clock.advance(31)
+        overtake()
+
+    assert (orders.key("o-17"), 30) == (caught.value.key, caught.value.seconds)
+    assert "BASKET" == orders.get("o-17").state
+    assert 1 == orders.get("o-17").count
+    assert [] == orders.history("o-17")
+
+
+def test_a_lost_block_does_not_end_the_next_ones_lease(
+    orders: Clients[Order], hasty: Clients[Order], clock: ManualClock
+) -> None:
+    """Whoever holds the client now keeps holding it when an overtaken block ends."""
+    orders.create("o-17")
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(orders.exclusive("o-17", seconds=30))
+        clock.advance(31)
+        second.enter_context(orders.exclusive("o-17", seconds=30)).items.append("book")
+
+        with pytest.raises(LeaseLost):
+            first.close()
+        with pytest.raises(ContentionTimeout):
+            hasty.update("o-17", add)
+
+    assert Order("o-17", items=["book"]) == orders.get("o-17")
+
+
+def test_a_block_whose_lease_ended_before_it_began_waits_again(
+    store: MemoryStore | SQLiteStore,
+    orders: Clients[Order],
+    hasty: Clients[Order],
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who was stopped between lease and first write does not write into the block of another."""
+    orders.create("o-17")
+    write = store.write
+    with ExitStack() as other:
+
+        def stop_before(*args: Any, **kwargs: Any) -> bool:
+            monkeypatch.setattr(store, "write", write)
+            clock.advance(31)
+            add(other.enter_context(orders.exclusive("o-17", seconds=3600)))
+            return write(*args, **kwargs)
+
+        monkeypatch.setattr(store, "write", stop_before)
+        with pytest.raises(ContentionTimeout), hasty.exclusive("o-17", seconds=30) as order:
+            order.items.append("book")
+
+    assert Order("o-17", count=1) == orders.get("o-17")
+
+
+@pytest.mark.parametrize(
+    "seconds", [0, -1, float("nan"), float("inf"), True, "30", None], ids=repr
+)
+def test_what_is_no_duration_is_refused(
+    orders: Clients[Order], hasty: Clients[Order], seconds: Any
+) -> None:
+    """A lease lasts a finite number of seconds over 0; else nothing is taken."""
+    orders.create("o-17")
+
+    with pytest.raises(InvalidInput, match="seconds"), orders.exclusive("o-17", seconds):
+        pass
+
+    assert 1 == hasty.update("o-17", add).count
+
+
+def test_an_update_that_keeps_losing_takes_the_lease(
+    store: MemoryStore | SQLiteStore, orders: Clients[Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a few lost races an update holds the key's lease; it gives it back at its end."""
+    orders.create("o-17")
+    acquired: list[str] = []
+    released: list[str] = []
+    acquire, release = store.acquire, store.release
+
+    def tell_acquired(key: str, owner: str, seconds: float) -> bool:
+        acquired.append(owner)
+        return acquire(key, owner, seconds)
+
+    def tell_released(key: str, owner: str) -> None:
+        released.append(owner)
+        release(key, owner)
+
+    monkeypatch.setattr(store, "acquire", tell_acquired)
+    monkeypatch.setattr(store, "release", tell_released)
+    others = iter(range(5))
+
+    def lose(order: Order) -> None:
+        if next(others, None) is not None:
+            orders.update("o-17", add)
+        add(order)
+
+    orders.update("o-17", lose)
+
+    assert 6 == orders.get("o-17").count
+    assert 1 == len(acquired)
+    assert acquired == released
+
+
+def test_an_update_that_never_wins_gives_up(orders: Clients[Order], hasty: Clients[Order]) -> None:
+    """When others keep winning until its deadline it is ContentionTimeout, and nothing of it."""
+    orders.create("o-17")
+    tries: list[int] = []
+
+    def lose(order: Order) -> None:
+        tries.append(order.count)
+        orders.update("o-17", add)
+        order.items.append("book")
+
+    with pytest.raises(ContentionTimeout) as caught:
+        hasty.update("o-17", lose)
+
+    assert len(tries) == caught.value.attempts
+    assert Order("o-17", count=len(tries)) == orders.get("o-17")
+
+
+# --- killed --------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from orders import Order
+from celery_statekit import Clients, open_store
+with Clients(open_store(sys.argv[2]), Order).exclusive("o-17", seconds=60) as order:
+    order.items.append("book")
+    print("inside", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_after_a_kill_the_others_go_on_when_the_lease_ends(tmp_path: Path) -> None:
+    """kill -9 inside a block: nothing of it is stored, and others wait for the lease's end only."""
+    url = f"sqlite:///{tmp_path}/states.db"
+    path = tmp_path / "states.db"
+    later_on = SQLiteStore(path, now=lambda: time.time() + 61)
+    with closing(SQLiteStore(path)) as now, closing(later_on) as later:
+        Clients(now, Order).create("o-17")
+        command = [sys.executable, "-c", HOLDER, str(Path(__file__).parent), url]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            assert "inside\n" == holder.stdout.readline()
+            holder.kill()
+            assert -signal.SIGKILL == holder.wait(DEADLINE)
+
+        with pytest.raises(ContentionTimeout):
+            Clients(now, Order, deadline=0.01).update("o-17", add)
+        assert Order("o-17", count=1) == Clients(later, Order).update("o-17", add)
+
+        # And it left nothing behind: whoever comes next need not wait at all.
+        Clients(now, Order, deadline=0.01).update("o-17", add)
+        assert Order("o-17", count=2) == Clients(now, Order).get("o-17")

@@ -1,0 +1,289 @@
+"""Clients are read, listed and watched."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from celery_statekit import ClientState, Clients
+from celery_statekit.errors import (
+    CorruptRecord,
+    InvalidState,
+    NoSuchClient,
+    StoreError,
+    WatchTimeout,
+)
+from celery_statekit.record import Record
+from celery_statekit.stores import MemoryStore, SQLiteStore, Store
+
+from .orders import DEADLINE, Order, OrderStates, add, pay
+
+
+def test_nobody_is_nobody(orders: Clients[Order]) -> None:
+    """``get`` of what is not stored is NoSuchClient; its history is empty."""
+    with pytest.raises(NoSuchClient) as caught:
+        orders.get("o-17")
+
+    assert ("Order", "o-17") == (caught.value.client, caught.value.id)
+    assert [] == orders.history("o-17")
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+def test_a_list_has_every_client_of_the_class(store: Store, orders: Clients[Order]) -> None:
+    """``list`` gives the clients of this class and prefix, by id, and nobody else's."""
+    for id in ("o-2", "o-10", "o-1"):  # noqa: A001
+        orders.create(id)
+    Clients(store, ClientState).create("o-3")
+    Clients(store, Order, prefix="other").create("o-4")
+
+    assert ["o-1", "o-10", "o-2"] == [order.client_id for order in orders.list()]
+
+
+def test_a_list_of_those_in_one_state(orders: Clients[Order]) -> None:
+    """``list(state)`` takes a member or its stored name, and gives those that stand in it."""
+    for id in ("o-1", "o-2", "o-3"):  # noqa: A001
+        orders.create(id)
+    orders.update("o-2", pay)
+
+    assert ["o-2"] == [order.client_id for order in orders.list(OrderStates.PAID)]
+    assert ["o-1", "o-3"] == [order.client_id for order in orders.list(state="BASKET")]
+    assert [] == orders.list("SHIPPED")
+
+
+@pytest.mark.parametrize("state", ["READY", "paid", "", 5])
+def test_a_list_of_no_state_is_refused(orders: Clients[Order], state: object) -> None:
+    """A name that is no state of the class is InvalidState, not an empty list."""
+    with pytest.raises(InvalidState):
+        orders.list(state)
+
+
+def test_a_list_is_no_longer_than_asked(orders: Clients[Order]) -> None:
+    """``limit`` counts the clients that are given, not those that are looked at."""
+    for number in range(6):
+        orders.create(f"o-{number}")
+    orders.update("o-4", pay)
+    orders.update("o-5", pay)
+
+    assert ["o-0", "o-1"] == [order.client_id for order in orders.list(limit=2)]
+    assert ["o-4"] == [order.client_id for order in orders.list("PAID", limit=1)]
+    assert [] == orders.list(limit=0)
+
+
+def test_a_list_longer_than_a_page_of_the_store(store: Store, orders: Clients[Order]) -> None:
+    """Clients behind the store's first thousand keys are found."""
+    for number in range(1002):
+        record = Record.first(
+            orders.key(f"o-{number:04}"), {"client": Order(f"o-{number:04}").to_dict()}
+        )
+        assert store.write(record, expect=None)
+    orders.update("o-1001", pay)
+
+    assert 1000 == len(orders.list())
+    assert 1002 == len(orders.list(limit=5000))
+    assert ["o-1001"] == [order.client_id for order in orders.list("PAID")]
+
+
+def test_a_client_deleted_meanwhile_is_left_out(
+    store: MemoryStore | SQLiteStore, orders: Clients[Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is deleted between the keys and the reading is not listed, and no error."""
+    orders.create("o-1")
+    orders.create("o-2")
+    read = store.read
+
+    def read_late(key: str) -> Record | None:
+        store.delete(orders.key("o-1"))
+        return read(key)
+
+    monkeypatch.setattr(store, "read", read_late)
+
+    assert ["o-2"] == [order.client_id for order in orders.list()]
+
+
+def test_a_list_with_a_corrupt_record_says_so(store: Store, orders: Clients[Order]) -> None:
+    """A list is never shorter because something could not be read."""
+    orders.create("o-1")
+    store.write(Record.first(orders.key("o-2"), {}), expect=None)
+
+    with pytest.raises(CorruptRecord):
+        orders.list()
+
+
+class Bare:
+    """A store that can do no more than every store must."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.name = store.name
+        self.limits = store.limits
+        self.read = store.read
+        self.write = store.write
+        self.history = store.history
+        self.delete = store.delete
+        self.close = store.close
+
+
+@pytest.fixture
+def bare() -> Iterator[Clients[Order]]:
+    """Orders in such a store."""
+    with closing(MemoryStore("bare")) as store:
+        orders = Clients(Bare(store), Order, deadline=DEADLINE)
+        yield orders
+        orders.delete("o-17")
+
+
+def test_a_store_that_lists_no_keys(bare: Clients[Order]) -> None:
+    """``list`` on a store without keys() is a StoreError that says so."""
+    with pytest.raises(StoreError, match="list"):
+        bare.list()
+
+
+def test_a_store_that_keeps_no_leases(bare: Clients[Order]) -> None:
+    """Updates need none, even when they lose races; ``exclusive`` is a StoreError that says so."""
+    bare.create("o-17")
+    others = iter(range(5))
+
+    def lose(order: Order) -> None:
+        if next(others, None) is not None:
+            bare.update("o-17", add)
+        add(order)
+
+    bare.update("o-17", lose)
+
+    assert 6 == bare.get("o-17").count
+    with pytest.raises(StoreError, match="lease"), bare.exclusive("o-17"):
+        pass
+
+
+# --- watching ------------------------------------------------------------------------------------
+
+
+def test_who_watches_gets_the_client_now_and_then_the_newer(orders: Clients[Order]) -> None:
+    """First what is stored, then each version that is newer when it is asked for."""
+    orders.create("o-17")
+    watch = orders.watch("o-17", timeout=DEADLINE)
+
+    assert "BASKET" == next(watch).state
+    orders.update("o-17", pay)
+    assert "PAID" == next(watch).state
+
+
+def test_who_watches_slowly_gets_the_newest(orders: Clients[Order]) -> None:
+    """Versions passed meanwhile are left out: no backlog."""
+    orders.create("o-17")
+    watch = orders.watch("o-17", timeout=DEADLINE)
+    next(watch)
+
+    for _ in range(10):
+        orders.update("o-17", add)
+
+    assert 10 == next(watch).count
+
+
+def test_who_watches_waits_for_the_next_version(orders: Clients[Order]) -> None:
+    """The watch sleeps until there is news, and then gives it."""
+    orders.create("o-17")
+    watch = orders.watch("o-17", timeout=DEADLINE)
+    next(watch)
+    reading = threading.Event()
+    read = orders.store.read
+
+    def tell(key: str) -> Record | None:
+        record = read(key)
+        reading.set()
+        return record
+
+    orders.store.read = tell  # type: ignore[method-assign]
+    seen: list[Order] = []
+    thread = threading.Thread(target=lambda: seen.append(next(watch)))
+    thread.start()
+    assert reading.wait(DEADLINE)
+    assert [] == seen
+    orders.update("o-17", pay)
+    thread.join(DEADLINE)
+
+    assert ["PAID"] == [order.state for order in seen]
+
+
+def test_a_client_may_be_watched_before_it_is_made(orders: Clients[Order]) -> None:
+    """A watch of nobody waits for the client; made again after a delete, it is news too."""
+    steps = orders._steps("o-17", DEADLINE)
+    assert next(steps) is None
+
+    orders.create("o-17")
+    first = next(steps)
+    orders.delete("o-17")
+    assert next(steps) is None
+    orders.create("o-17", items=["book"])
+    second = next(steps)
+
+    assert first is not None
+    assert [] == first.items
+    assert second is not None
+    assert ["book"] == second.items
+
+
+def test_a_watch_ends_after_its_time(orders: Clients[Order]) -> None:
+    """Without news for ``timeout`` seconds it is WatchTimeout, and says where the client stood."""
+    orders.create("o-17")
+    watch = orders.watch("o-17", timeout=0.001)
+    next(watch)
+
+    with pytest.raises(WatchTimeout) as caught:
+        next(watch)
+
+    assert ("o-17", 0.001, "BASKET") == (caught.value.id, caught.value.seconds, caught.value.state)
+
+
+def test_a_watch_of_nobody_ends_after_its_time(orders: Clients[Order]) -> None:
+    """Nobody is UNKNOWN."""
+    with pytest.raises(WatchTimeout) as caught:
+        next(orders.watch("o-17", timeout=0.001))
+
+    assert "UNKNOWN" == caught.value.state
+
+
+def test_a_coroutine_watches_alike(orders: Clients[Order]) -> None:
+    """``awatch`` gives the same, and the loop runs on while it waits."""
+    orders.create("o-17")
+
+    async def follow() -> list[Any]:
+        seen: list[Any] = []
+        reading = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        read = orders.store.read
+
+        def tell(key: str) -> Record | None:
+            record = read(key)
+            loop.call_soon_threadsafe(reading.set)
+            return record
+
+        watch = orders.awatch("o-17", timeout=DEADLINE)
+        seen.append((await anext(watch)).state)
+        orders.store.read = tell  # type: ignore[method-assign]
+        news = asyncio.ensure_future(anext(watch))
+        await asyncio.wait_for(reading.wait(), DEADLINE)
+        assert not news.done()
+        await asyncio.to_thread(orders.update, "o-17", pay)
+        seen.append((await news).state)
+        await watch.aclose()
+        return seen
+
+    assert ["BASKET", "PAID"] == asyncio.run(follow())
+
+
+def test_a_coroutines_watch_ends_after_its_time(orders: Clients[Order]) -> None:
+    """``awatch`` raises WatchTimeout too."""
+
+    async def follow() -> None:
+        async for _ in orders.awatch("o-17", timeout=0.001):
+            pass
+
+    with pytest.raises(WatchTimeout):
+        asyncio.run(follow())

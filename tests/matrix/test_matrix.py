@@ -1,0 +1,86 @@
+"""What each outcome comes to, in our record and in Celery's result, on every kind of worker.
+
+The expectations are data: ``cells.csv``, one row a cell. ``STATEKIT_MATRIX=short`` measures eight
+configurations instead of all 32.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from .app import Place
+from .cells import CONFIGURATIONS, OUTCOMES, SHORT, Cell, Configuration, read_cells
+from .lanes import measure
+
+MEASURED = SHORT if os.environ.get("STATEKIT_MATRIX") == "short" else CONFIGURATIONS
+ENDS = {"SUCCESS", "FAILURE", "REVOKED"}
+
+
+def _cells_of(configuration: Configuration) -> dict[str, Cell]:
+    return {cell.outcome: cell for cell in read_cells() if cell.configuration == configuration}
+
+
+def test_every_outcome_has_one_cell_in_every_configuration() -> None:
+    """The rows are the product of the axes: none is missing, none is surplus, all are in order."""
+    there = [(cell.outcome, cell.configuration) for cell in read_cells()]
+    assert there == sorted(product(OUTCOMES, CONFIGURATIONS))
+
+
+def test_no_cell_leaves_an_end() -> None:
+    """A history that has come to SUCCESS, FAILURE or REVOKED goes no further."""
+    for cell in read_cells():
+        for history in cell.expected.history.split(" / "):
+            *passed, _ = history.split()
+            assert not ENDS & set(passed), cell
+
+
+def test_short_meets_every_pair() -> None:
+    """Any two values of two axes meet in one of the eight configurations of the short run."""
+    for first, second in product(vars(SHORT[0]), repeat=2):
+        pairs = {(getattr(each, first), getattr(each, second)) for each in CONFIGURATIONS}
+        assert {(getattr(each, first), getattr(each, second)) for each in SHORT} == pairs
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "configuration",
+    [
+        pytest.param(each, id=str(each), marks=[pytest.mark.rabbitmq] * (each.broker == "rabbitmq"))
+        for each in MEASURED
+    ],
+)
+def test_outcomes_are_as_told(
+    configuration: Configuration, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """On real workers each outcome leaves the history and the result that its cell tells."""
+    redis = configuration.broker == "redis"
+    place = Place(
+        name=f"statekit-matrix-{uuid.uuid4().hex[:12]}",
+        pool=configuration.pool,
+        ack=configuration.ack,
+        mode=configuration.mode,
+        broker_url=redis_url if redis else request.getfixturevalue("rabbitmq_url"),
+        redis_url=redis_url,
+        folder=str(tmp_path),
+    )
+    cells = _cells_of(configuration)
+    measured = measure(place, {outcome: cell.expected for outcome, cell in cells.items()})
+
+    assert sorted(measured.seen) == sorted(cells)
+    wrong = [
+        f"{outcome}:\n  told {cell.expected}\n  seen {measured.seen[outcome]}"
+        for outcome, cell in cells.items()
+        if measured.seen[outcome] != cell.expected
+    ]
+    assert not wrong, "\n".join([f"{configuration}, logs in {tmp_path}", *wrong])
+
+    (retry,) = (change for change in measured.changes["retry"] if change.to_state == "RETRY")
+    assert retry.reason == "ConnectionError: not yet"
+    assert retry.detail["due_at"] > retry.at
