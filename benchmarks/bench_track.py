@@ -15,7 +15,7 @@ from typing import Final
 
 from tqdm import tqdm
 
-from celery_statekit.progress import Reporter, track
+from celery_statekit.reporter import Reporter, track
 
 ROUNDS: Final = 5
 #: Seconds between two snapshots, as a worker takes them.

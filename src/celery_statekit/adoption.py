@@ -10,7 +10,7 @@ from celery import Celery, Task, shared_task
 from celery._state import get_current_task
 from celery.utils.imports import symbol_by_name
 
-from celery_statekit import progress
+from celery_statekit import reporter
 from celery_statekit.errors import SetupTooLate
 from celery_statekit.result import StatefulResult
 from celery_statekit.task import StatefulTask
@@ -125,4 +125,4 @@ def track(
     attempt = getattr(request, "statekit", None)
     if attempt is None:
         return iter(iterable)
-    return progress.track(attempt.reporter, iterable, message, total)
+    return reporter.track(attempt.reporter, iterable, message, total)

@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import states
-from celery.backends.base import DisabledBackend
 from celery.exceptions import Retry
 
 from celery_statekit.errors import AttemptEnded, StaleAttempt, StatekitError
@@ -163,6 +162,8 @@ class GuardedBackend:
     def _check_encodable(self, result: Any) -> None:
         # Raised here, the tracer turns it into a FAILURE; raised by Celery's own write it would
         # come after our SUCCESS (celery 5.7 app/trace.py:599-612).
+        from celery.backends.base import DisabledBackend  # noqa: PLC0415 - loaded by then
+
         if not isinstance(self._backend, DisabledBackend):
             self._backend.encode(self._backend.encode_result(result, states.SUCCESS))
 

@@ -98,7 +98,8 @@ class ClientState(Declared, states=ClientStates):
     * ``kind``: what stands for the class in keys and errors; its name if not given.
 
     Fields are annotated class attributes, as in a dataclass, given by keyword; do not decorate the
-    class. A mutable default is copied for each client. Setting a field checks nothing; ``to_dict``
+    class. A mutable default is copied for each client. ``dataclasses.replace`` makes a new client, in
+    the first state; ``copy.deepcopy`` copies one. Setting a field checks nothing; ``to_dict``
     and ``to_json`` do. A field may be of plain types, dataclasses, list, dict (with keys of text),
     tuple, set, Optional, unions, Enum, dates and times, Decimal, UUID, bytes (stored as base64)
     and ``Any`` (JSON values). This is checked when the class is defined or, where an annotation

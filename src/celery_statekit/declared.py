@@ -91,6 +91,8 @@ class Declared:
             raise InvalidDefinition(
                 str(exc), cls.__name__, cls.__name__, "dataclass fields"
             ) from exc
+        # Its own, so that a second @dataclass, by mistake, puts none there that shows the fields.
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
         cls.kind = _checked_kind(cls, kind)
         cls.version = _checked_version(cls, version)
         cls.states = cls.states if states is None else states

@@ -7,9 +7,11 @@ keep a publish or the worker's main process waiting: what they write is written 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
+from weakref import WeakSet
 
 from celery import Celery, signals
 from celery._state import get_current_app, get_current_task
@@ -19,9 +21,25 @@ from celery_statekit.backends import PATIENCE, error_facts, sentence
 from celery_statekit.errors import StatekitError
 from celery_statekit.flusher import flusher
 from celery_statekit.settings import Settings
-from celery_statekit.task import StatefulTask, client_of, publisher, stateful_apps
 
 logger = logging.getLogger(__name__)
+
+
+class _Publisher(threading.local):
+    """The app whose task is being published in this thread."""
+
+    app: Celery | None = None
+
+
+publisher: Final = _Publisher()
+#: The apps of this process that have stateful tasks.
+stateful_apps: WeakSet[Celery] = WeakSet()
+
+
+def client_of(headers: Mapping[str, Any] | None) -> str:
+    """The client named by a message's headers; "" if none is."""
+    client = (headers or {}).get("client_id")
+    return client if isinstance(client, str) else ""
 
 
 @signals.before_task_publish.connect(weak=False, dispatch_uid="celery_statekit.publish")
@@ -98,10 +116,10 @@ def _client_of_current_task() -> str:
 
 def _publishing_app(name: str) -> Celery | None:
     """The app of a stateful task that is published by its name; None if it is none of ours."""
-    current = publisher.get() or get_current_app()._get_current_object()  # noqa: SLF001
+    current = publisher.app or get_current_app()._get_current_object()  # noqa: SLF001
     for app in (current, *stateful_apps):
         task = app._tasks.get(name)  # noqa: SLF001 - .tasks would finalize the app
-        if isinstance(task, StatefulTask) and task.is_stateful:
+        if getattr(task, "is_stateful", False):
             return app
     return None
 

@@ -21,8 +21,9 @@ from celery_statekit.errors import Brief, InvalidClientState, PayloadTooLarge, b
 
 #: How deep a document may be nested.
 LEVELS: Final = 100
-#: Largest int: Python reads no longer ones from text where its limit is set as low as it goes.
-INT_BITS: Final = 2048
+#: Largest int: each has a float near it, which a field declared ``float`` makes of it, and so do
+#: readers in other languages. (msgspec before 0.22 raises SystemError where there is none.)
+INT_BITS: Final = 1023
 
 #: What kombu's JSON decoder takes for one of its envelopes (kombu 5.7, ``kombu/utils/json.py``).
 _ENVELOPE: Final = frozenset({"__type__", "__value__"})

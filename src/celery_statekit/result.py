@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from celery.result import AsyncResult, EagerResult
 
-from celery_statekit.hydration import Hydration
 from celery_statekit.record import Change, TaskState
 from celery_statekit.settings import Settings
-from celery_statekit.watcher import Until, Watcher
+
+if TYPE_CHECKING:
+    from celery_statekit.watcher import Until, Watcher
 
 Returned = TypeVar("Returned")
 
@@ -91,8 +92,10 @@ class _Recorded(Generic[Returned]):
 
     def _hydrated(self, value: Any) -> Any:
         task = self.app._tasks.get(self.task_name)  # noqa: SLF001 - .tasks would finalize the app
-        if task is None or not isinstance(value, (dict, list)):
+        if not isinstance(value, (dict, list)) or not getattr(task, "is_stateful", False):
             return value
+        from celery_statekit.hydration import Hydration  # noqa: PLC0415 - few results are clients
+
         return Hydration.of(type(task).run).result(value)
 
 
@@ -112,7 +115,7 @@ class StatefulResult(_Recorded[Returned], AsyncResult):
     def _get_result(self) -> Any:
         return self._hydrated(self._get_task_meta()["result"])
 
-    result = info = property(_get_result)
+    result = info = property(_get_result, doc="The result, hydrated, or the meta of its state.")
 
 
 class StatefulEagerResult(_Recorded[Returned], EagerResult):

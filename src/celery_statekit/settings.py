@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from celery import Celery
-from celery.backends.base import DisabledBackend
 
 from celery_statekit.errors import InvalidSetting, StoreNotConfigured, brief
 from celery_statekit.record import Change, Limits, TaskState
@@ -23,7 +22,9 @@ from celery_statekit.states import ENDS
 from celery_statekit.stores import open_store
 from celery_statekit.stores.base import Store
 from celery_statekit.tracker import Tracker
-from celery_statekit.watcher import Watcher
+
+if TYPE_CHECKING:
+    from celery_statekit.watcher import Watcher
 
 PREFIX: Final = "statekit_"
 _LIMITS: Final = Limits()
@@ -197,6 +198,8 @@ class Settings:
         return Tracker(store, prefix=self.values.prefix, observe=self._observe)
 
     def _watcher(self, store: Store) -> Watcher:
+        from celery_statekit.watcher import Watcher  # noqa: PLC0415 - workers watch nothing
+
         return Watcher(store, prefix=self.values.prefix, ask=self._ask)
 
     def _expires(self) -> float | None:
@@ -224,6 +227,8 @@ def celery_state(app: Celery, id: str) -> TaskState:
 
     Celery says PENDING of every id that it does not know.
     """
+    from celery.backends.base import DisabledBackend  # noqa: PLC0415 - a publisher needs none
+
     backend = app.backend
     if isinstance(backend, DisabledBackend):
         return TaskState(id=id)

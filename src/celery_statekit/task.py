@@ -7,23 +7,19 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from enum import Enum
-from typing import Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from uuid import uuid4
-from weakref import WeakSet
 
 from celery import Celery, Task
 from celery import states as celery_states
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.nodenames import gethostname
 
-from celery_statekit import progress as progress_module
+from celery_statekit import reporter
 from celery_statekit.backends import GuardedBackend, error_facts, sentence
-from celery_statekit.client import ClientState
-from celery_statekit.clients import Actor, Clients
 from celery_statekit.errors import (
     AttemptEnded,
     InvalidInput,
@@ -35,27 +31,29 @@ from celery_statekit.errors import (
     StoreError,
 )
 from celery_statekit.flusher import flusher
-from celery_statekit.hydration import Hydration
-from celery_statekit.progress import Progress, Reporter
+from celery_statekit.listeners import client_of, publisher, stateful_apps
+from celery_statekit.progress import Progress
 from celery_statekit.record import Change, TaskState
 from celery_statekit.report import Report
+from celery_statekit.reporter import Reporter
 from celery_statekit.result import StatefulEagerResult, StatefulResult
 from celery_statekit.settings import Settings
 from celery_statekit.states import RESERVED, Flow, task_flow
-from celery_statekit.stores.memory import MemoryStore
 from celery_statekit.tracker import Attempt, Tracker
+
+if TYPE_CHECKING:
+    # Imported where they are used: a task without clients does not pay for them.
+    from celery_statekit.client import ClientState
+    from celery_statekit.clients import Clients
+    from celery_statekit.hydration import Hydration
 
 logger = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
-Client = TypeVar("Client", bound=ClientState)
+Client = TypeVar("Client", bound="ClientState")
 
 #: Celery's states that user code may not enter by ``update_state``.
 _CELERY_STATES: Final = RESERVED - {"PROGRESS"}
-#: The app whose task is being published in this context.
-publisher: ContextVar[Celery | None] = ContextVar("statekitpublisher", default=None)
-#: The apps of this process that have stateful tasks.
-stateful_apps: WeakSet[Celery] = WeakSet()
 
 
 class StatefulTask(Task):
@@ -68,7 +66,8 @@ class StatefulTask(Task):
     states: ClassVar[type[Enum] | None] = None
 
     _flow: ClassVar[Flow]
-    _hydration: ClassVar[Hydration]
+    #: How its parameters become clients; None where none can.
+    _hydration: ClassVar[Hydration | None] = None
     #: False for Celery's own tasks, of which no record is kept.
     is_stateful: ClassVar[bool] = False
     #: Whether Celery would have stored STARTED; it would do so before any hook, over a live run.
@@ -92,8 +91,7 @@ class StatefulTask(Task):
             cls._shows_started, cls.track_started = True, False
         above = cls.__mro__[cls.__mro__.index(StatefulTask) + 1 : cls.__mro__.index(Task)]
         cls._calls_super = any("__call__" in vars(base) for base in above)
-        static = isinstance(inspect.getattr_static(cls, "run"), staticmethod)
-        cls._hydration = Hydration.of(cls.run, bound=not static)
+        cls._hydration = _hydration_of(cls)
         stateful_apps.add(app)
 
     # --- what a running task uses -------------------------------------------------------------
@@ -146,12 +144,14 @@ class StatefulTask(Task):
             message: what is being done.
             total: how many items; ``len(iterable)`` if it has one.
         """
-        return progress_module.track(self.progress, iterable, message, total)
+        return reporter.track(self.progress, iterable, message, total)
 
     def clients(self, client: type[Client]) -> Clients[Client]:
         """The stored clients of a class, as this run updates them."""
         attempt = self._attempt("clients")
         state = attempt.state
+        from celery_statekit.clients import Actor, Clients  # noqa: PLC0415 - as said above
+
         actor = Actor(task=state.task, task_id=state.id, attempt=state.attempt, worker=state.worker)
         settings = Settings.of(self.app)
         values = settings.values
@@ -233,7 +233,7 @@ class StatefulTask(Task):
             return super().__call__(*args, **kwargs)
         attempt, report = self._begin(request)
         try:
-            if not self._hydration.idle:
+            if self._hydration is not None:
                 args, kwargs = self._hydration.arguments(args, kwargs)
             # Celery's own __call__ would put an empty request on top when run eagerly.
             returned = (
@@ -314,7 +314,9 @@ class StatefulTask(Task):
         attempt: Attempt | None = getattr(request, "statekit", None)
         if attempt is None:
             # Called directly: moves are checked, and leave no trace.
-            tracker = Tracker(MemoryStore(f"direct-{uuid4()}"), silent=True)
+            from celery_statekit.stores.memory import MemoryStore  # noqa: PLC0415 - as said above
+
+            tracker = Tracker(MemoryStore(None), silent=True)
             attempt = tracker.attempt(request.id or str(uuid4()), self.name, self._flow)
             attempt.claim()
             request.statekit = attempt
@@ -346,14 +348,14 @@ class StatefulTask(Task):
         Settings.of(app).tracker_of(eager=app.conf.task_always_eager)
         if client_id is not None:
             options["headers"] = {**(options.get("headers") or {}), "client_id": client_id}
-        shown = None if self._hydration.idle else self._hydration.redacted(args or (), kwargs or {})
-        if shown is not None:
+        shown = self._hydration and self._hydration.redacted(args or (), kwargs or {})
+        if shown:
             options["argsrepr"], options["kwargsrepr"] = shown
-        token = publisher.set(app)
+        before, publisher.app = publisher.app, app
         try:
             return super().apply_async(args, kwargs, *positional, **options)
         finally:
-            publisher.reset(token)
+            publisher.app = before
 
     def apply(self, *args: Any, client_id: str | None = None, **options: Any) -> Any:
         """As Celery's: run it here and now; recorded like any other run."""
@@ -382,14 +384,19 @@ class StatefulTask(Task):
         return super().backend
 
 
+def _hydration_of(task: type[StatefulTask]) -> Hydration | None:
+    run = inspect.unwrap(task.run)
+    if not getattr(run, "__annotations__", None):
+        return None
+    from celery_statekit.hydration import Hydration  # noqa: PLC0415 - as said above
+
+    static = isinstance(inspect.getattr_static(task, "run"), staticmethod)
+    hydration = Hydration.of(task.run, bound=not static)
+    return None if hydration.idle else hydration
+
+
 def _begun(request: Any) -> bool:
     return getattr(request, "statekit", None) is not None
-
-
-def client_of(headers: Mapping[str, Any] | None) -> str:
-    """The client named by a message's headers; "" if none is."""
-    client = (headers or {}).get("client_id")
-    return client if isinstance(client, str) else ""
 
 
 def _due_at(when: object) -> float | None:

@@ -27,8 +27,9 @@ from celery_statekit.errors import (
     StaleAttempt,
     StoreUnavailable,
 )
-from celery_statekit.progress import Progress, Reporter
+from celery_statekit.progress import Progress
 from celery_statekit.record import Change, Record, TaskState, cut_text, dump_json, task_key
+from celery_statekit.reporter import Reporter
 from celery_statekit.states import ENDS, Flow
 from celery_statekit.stores.base import Store
 
@@ -470,7 +471,10 @@ class Attempt:
 
     def _progress(self) -> Progress | None:
         progress = self.reporter.snapshot()
-        return self._state.progress if _content(progress) == Progress() else progress
+        if _content(progress) == Progress():
+            return self._state.progress
+        limit = self.tracker.store.limits.message_bytes
+        return replace(progress, message=cut_text(progress.message, limit))
 
     def _commit(
         self,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
 
 import pytest
 
@@ -186,29 +186,45 @@ def test_who_watches_slowly_gets_the_newest(orders: Clients[Order]) -> None:
     assert 10 == next(watch).count
 
 
-def test_who_watches_waits_for_the_next_version(orders: Clients[Order]) -> None:
-    """The watch sleeps until there is news, and then gives it."""
+@pytest.fixture
+def pay_after(
+    orders: Clients[Order], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[int], threading.Event]:
+    """Lets an update come right after the n-th read from now on."""
+
+    def arrange(n: int) -> threading.Event:
+        paid = threading.Event()
+        left = itertools.count(n - 1, -1)
+        read = orders.store.read
+
+        def read_then_pay(key: str) -> Record | None:
+            record = read(key)
+            if next(left) == 0:
+                monkeypatch.setattr(orders.store, "read", read)
+                orders.update("o-17", pay)
+                paid.set()
+            return record
+
+        monkeypatch.setattr(orders.store, "read", read_then_pay)
+        return paid
+
+    return arrange
+
+
+@pytest.mark.parametrize("reads", [1, 2, 3])
+def test_who_watches_misses_no_news(
+    orders: Clients[Order], pay_after: Callable[[int], threading.Event], reads: int
+) -> None:
+    """Whenever the newer version comes, the watch waits for it and gives it."""
     orders.create("o-17")
     watch = orders.watch("o-17", timeout=DEADLINE)
     next(watch)
-    reading = threading.Event()
-    read = orders.store.read
 
-    def tell(key: str) -> Record | None:
-        record = read(key)
-        reading.set()
-        return record
+    paid = pay_after(reads)
+    newer = next(watch)
 
-    orders.store.read = tell  # type: ignore[method-assign]
-    seen: list[Order] = []
-    thread = threading.Thread(target=lambda: seen.append(next(watch)))
-    thread.start()
-    assert reading.wait(DEADLINE)
-    assert [] == seen
-    orders.update("o-17", pay)
-    thread.join(DEADLINE)
-
-    assert ["PAID"] == [order.state for order in seen]
+    assert paid.is_set()
+    assert "PAID" == newer.state
 
 
 def test_a_client_may_be_watched_before_it_is_made(orders: Clients[Order]) -> None:
@@ -241,6 +257,15 @@ def test_a_watch_ends_after_its_time(orders: Clients[Order]) -> None:
     assert ("o-17", 0.001, "BASKET") == (caught.value.id, caught.value.seconds, caught.value.state)
 
 
+def test_a_watch_ends_after_its_time_however_much_there_is_to_see(orders: Clients[Order]) -> None:
+    """``timeout`` counts from the beginning, not from the last version."""
+    orders.create("o-17")
+
+    with pytest.raises(WatchTimeout):
+        for order, _ in zip(orders.watch("o-17", timeout=0.01), range(5000), strict=False):
+            orders.update(order.client_id, add)
+
+
 def test_a_watch_of_nobody_ends_after_its_time(orders: Clients[Order]) -> None:
     """Nobody is UNKNOWN."""
     with pytest.raises(WatchTimeout) as caught:
@@ -249,29 +274,24 @@ def test_a_watch_of_nobody_ends_after_its_time(orders: Clients[Order]) -> None:
     assert "UNKNOWN" == caught.value.state
 
 
-def test_a_coroutine_watches_alike(orders: Clients[Order]) -> None:
-    """``awatch`` gives the same, and the loop runs on while it waits."""
+@pytest.mark.parametrize("reads", [1, 2, 3, 4])
+def test_a_coroutine_watches_alike(
+    orders: Clients[Order], pay_after: Callable[[int], threading.Event], reads: int
+) -> None:
+    """``awatch`` gives the same, whenever it comes, and the loop runs on while it waits."""
     orders.create("o-17")
 
-    async def follow() -> list[Any]:
-        seen: list[Any] = []
-        reading = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        read = orders.store.read
-
-        def tell(key: str) -> Record | None:
-            record = read(key)
-            loop.call_soon_threadsafe(reading.set)
-            return record
-
+    async def follow() -> list[str]:
         watch = orders.awatch("o-17", timeout=DEADLINE)
-        seen.append((await anext(watch)).state)
-        orders.store.read = tell  # type: ignore[method-assign]
-        news = asyncio.ensure_future(anext(watch))
-        await asyncio.wait_for(reading.wait(), DEADLINE)
-        assert not news.done()
-        await asyncio.to_thread(orders.update, "o-17", pay)
-        seen.append((await news).state)
+        pay_after(reads)
+        seen = [(await anext(watch)).state]
+        newer = asyncio.ensure_future(anext(watch))
+        turns = 0
+        while not newer.done():
+            await asyncio.sleep(0)
+            turns += 1
+        assert turns > 1
+        seen.append(newer.result().state)
         await watch.aclose()
         return seen
 

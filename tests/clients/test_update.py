@@ -275,6 +275,17 @@ def test_a_record_over_the_stores_limit_is_refused() -> None:
     orders.delete("o-17")
 
 
+def test_a_coroutine_function_is_refused(orders: Clients[Order]) -> None:
+    """An update that nobody would await is an error, not an update that does nothing."""
+    orders.create("o-17")
+
+    async def change(order: Order) -> None:
+        add(order)
+
+    with pytest.raises(InvalidInput, match="coroutine"):
+        orders.update("o-17", change)
+
+
 # --- moves ---------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,11 @@ class Cell:
     #: Why it is so, where it is not as the outcome's name says.
     note: str
 
+    @property
+    def told(self) -> bool:
+        """Whether it can be told at all; else the note says why not."""
+        return bool(self.expected.history)
+
 
 def read_cells() -> list[Cell]:
     """All cells, in the order of the file."""

@@ -143,6 +143,7 @@ class Lane:
         waiting = list(outcomes)
         if self.expected is not None:
             expected = self.expected
+            waiting = [outcome for outcome in waiting if outcome in expected]
             self.wait_for(
                 "outcomes",
                 lambda: all(self.look(outcome) == expected[outcome] for outcome in waiting),
@@ -237,9 +238,16 @@ class Worker:
         return self.lane.wait_for("end", lambda: self.process.poll() is not None, seconds)
 
     def turn(self) -> None:
-        """Return when the main loop has gone round: what it had to acknowledge is acknowledged."""
+        """Return when the main loop has gone round, so that what was to be acknowledged is.
+
+        A worker that has ended has nothing more to do.
+        """
+        ping = self.lane.app.control.ping
         for _ in range(2):
-            assert self.lane.app.control.ping(destination=[self.node], timeout=DEADLINE)
+            assert self.lane.wait_for(
+                "turn",
+                lambda: self.process.poll() is not None or ping(destination=[self.node], timeout=1),
+            ), f"{self.node} does not answer"
 
     def wait_for_log(self, text: str) -> None:
         """Wait until the worker has said ``text``."""
@@ -309,9 +317,10 @@ SENT: Final[dict[str, Callable[[Lane], object]]] = {
 }
 
 
-#: Outcomes that end or cripple the whole worker, by pool. An exception out of ``on_failure`` leaves
-#: the tracer and the solo worker's main loop; ``sys.exit`` leaves a thread or greenlet without any
-#: word to the main thread (celery 5.7 worker/request.py:1027), which then holds the message for ever.
+#: Outcomes that end or cripple the whole worker, by pool. What ``on_failure`` raises leaves the
+#: tracer, and ends the solo worker unless its event loop swallows it. After ``sys.exit`` the pool's
+#: report of it is a TypeError (celery 5.7 worker/request.py:1027): solo likewise; in a thread or
+#: greenlet nobody hears of it, and the worker holds the message until it ends.
 KILLING: Final[dict[str, tuple[str, ...]]] = {
     "gevent": ("kill_child", "kill_child_requeue", "sys_exit"),
     "prefork": (),
@@ -372,13 +381,16 @@ def dying(lane: Lane) -> None:
             lane.settle(over)
             SENT[outcome](lane)
             id = lane.ids[outcome][0]
-            if pool == "threads":
+            if outcome == "on_failure_raises":  # it may end the worker, or not
+                lane.settle([outcome])
+            elif outcome == "sys_exit":  # the same
                 lane.wait_for_mark(f"{id}.first")
                 worker.turn()
-                lane.let_go(id)
-            if outcome == "sys_exit" and pool != "solo":
-                lane.wait_for_mark(f"{id}.first")
             else:
+                if pool == "threads":
+                    lane.wait_for_mark(f"{id}.first")
+                    worker.turn()
+                    lane.let_go(id)
                 assert worker.ended(), f"{outcome} did not end the worker"
         over.append(outcome)
     with Worker(lane, "last", visibility=1) as worker:

@@ -17,7 +17,9 @@ SOURCE: Final = Path(__file__).parents[2] / "src" / PACKAGE
 #: the public names, of which the demo is a user.
 LAYERS: Final = (
     ("errors",),
+    ("pictures",),
     ("states", "progress", "plain"),
+    ("reporter",),
     ("record",),
     ("declared", "signals"),
     ("classroom",),
@@ -31,8 +33,9 @@ LAYERS: Final = (
     ("testing", "testing.*"),
     ("settings",),
     ("clients", "report", "result", "backends"),
+    ("listeners",),
     ("task",),
-    ("listeners", "adoption"),
+    ("adoption",),
     ("root",),
     ("demo", "cli"),
 )

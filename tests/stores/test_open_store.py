@@ -172,9 +172,10 @@ def test_installed_stores_are_named_in_errors(installed) -> None:
 
 def test_an_installed_store_does_not_take_our_schemes(installed) -> None:
     """``memory://`` and ``sqlite://`` mean the same in every installation."""
-    installed(memory="statekit_foreign:foreign", sqlite="statekit_foreign:foreign")
+    installed(memory="statekit_foreign:no_store", sqlite="statekit_foreign:no_store")
 
     assert isinstance(open_store("memory://x"), MemoryStore)
+    assert isinstance(open_store("sqlite:///x.db"), SQLiteStore)
 
 
 @pytest.mark.parametrize(

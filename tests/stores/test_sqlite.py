@@ -279,6 +279,27 @@ def test_random_damage_is_never_read_as_something_else(path: Path) -> None:
     assert told > 40
 
 
+def test_a_damaged_page_is_told(path: Path) -> None:
+    """What SQLite itself finds malformed is a CorruptRecord of the key that was asked for."""
+    with closing(SQLiteStore(path)) as store:
+        record = write(store, Record.first(KEY, {}))
+    with closing(sqlite3.connect(path)) as connection:
+        ((page,),) = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'records'"
+        ).fetchall()
+        ((size,),) = connection.execute("PRAGMA page_size").fetchall()
+    damaged = bytearray(path.read_bytes())
+    damaged[(page - 1) * size : page * size] = b"\xff" * size
+    path.write_bytes(damaged)
+
+    with closing(SQLiteStore(path)) as store:
+        with pytest.raises(CorruptRecord, match="malformed") as raised:
+            store.read(KEY)
+        with pytest.raises(CorruptRecord, match="malformed"):
+            store.write(record.next({}), expect=record)
+    assert raised.value.key == KEY
+
+
 @pytest.mark.parametrize(
     ("statement", "call"),
     [
@@ -453,6 +474,22 @@ def test_what_is_no_timeout(path: Path, timeout: Any) -> None:
         SQLiteStore(path, timeout=timeout)
 
 
+def test_a_new_file_that_another_reads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite waits for nobody when it goes into WAL mode: the store does, for its timeout."""
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as other,
+        closing(SQLiteStore(path, timeout=0.1)) as impatient,
+        closing(SQLiteStore(path, timeout=DEADLINE)) as patient,
+    ):
+        other.execute("BEGIN")
+        other.execute("SELECT * FROM sqlite_master").fetchall()
+
+        with pytest.raises(StoreUnavailable, match="lock"):
+            impatient.read(KEY)
+        monkeypatch.setattr(sqlite_file.time, "sleep", lambda _: other.execute("COMMIT"))
+        assert patient.read(KEY) is None
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 
@@ -516,6 +553,16 @@ def test_the_expired_are_removed_from_the_file(path: Path) -> None:
     assert counts == [(6, 0, 6)]
 
 
+def test_delete_leaves_nothing_in_the_file(store: SQLiteStore, path: Path) -> None:
+    """Neither the record nor its changes."""
+    write(store, Record.first(KEY, {}))
+    store.delete(KEY)
+
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM changes").fetchall() == [(0,)]
+        assert connection.execute("SELECT count(*) FROM records").fetchall() == [(0,)]
+
+
 def test_a_purge_that_fails_does_not_hurt_the_write_before_it(path: Path) -> None:
     """Damage where something has expired does not stop others from writing."""
     clock = ManualClock()
@@ -556,9 +603,14 @@ def test_a_fork_closes_what_is_idle_and_waits_for_what_is_not(path: Path) -> Non
         waits.start()
         while not sqlite_file._gate._calls:
             threading.Event().wait(0.001)
-        release = threading.Timer(0.1, other.execute, ("COMMIT",))
-        release.start()
 
+        def release_it_once_a_fork_waits() -> None:
+            while not sqlite_file._gate._forks:
+                threading.Event().wait(0.001)
+            other.execute("COMMIT")
+
+        release = threading.Thread(target=release_it_once_a_fork_waits)
+        release.start()
         found = answer(lambda: (len(store._file._idle), store.read(KEY).version))  # type: ignore[union-attr]
         release.join(DEADLINE)
         waits.join(DEADLINE)

@@ -562,6 +562,17 @@ def test_depth_within_the_limit_is_kept() -> None:
     assert through_kombu(client) == client
 
 
+def test_the_largest_int_is_a_float_where_one_is_declared() -> None:
+    """An int of 1023 bits is kept as it is in ``Any`` and int, and becomes a float in float."""
+    largest = 2**1023 - 1
+    same = through_kombu(Everything("e", anything=largest, count=-largest, share=largest))
+
+    assert (same.anything, same.count, same.share) == (largest, -largest, float(largest))
+    assert type(same.share) is float
+    with pytest.raises(InvalidClientState, match="too large"):
+        Everything("e", count=largest + 1).to_dict()
+
+
 @pytest.mark.parametrize("number", [-0.0, 5e-324, 1e308, -1.7976931348623157e308, 2**63, -(2**200)])
 def test_numbers_at_the_edge_come_back_exactly(number: float) -> None:
     """The least and largest floats, the negative zero and large ints are kept to the bit."""
@@ -601,6 +612,13 @@ def test_documents_share_nothing_with_the_client() -> None:
     written["extra"]["a"].append(2)
     document["items"].append("cup")
 
+    loose = {"client_id": "e", "state": "BASKET", "anything": {"a": [1]}, "extra": [1]}
+    client = Everything.from_dict(loose)
+    client.anything["a"].append(2)
+    loose["extra"].append(2)  # type: ignore[attr-defined]
+
+    assert loose["anything"] == {"a": [1]}
+    assert client.to_dict()["extra"] == [1]
     assert order.items == ["book", "pen"]
     assert order.to_dict()["extra"] == {"a": [1]}
     assert document["extra"] == before["extra"]
@@ -1326,6 +1344,21 @@ def test_the_repr_shows_no_field() -> None:
     assert repr(Order("o-17", items=["secret"])) == "Order(client_id='o-17', state='BASKET')"
     assert repr(order).isprintable()
     assert len(repr(order)) < 200
+
+
+def test_a_second_dataclass_decorator_does_not_undo_the_repr() -> None:
+    """Whoever decorates the class by mistake does not thereby print its fields."""
+
+    @dataclass
+    class Twice(ClientState):
+        password: str = ""
+
+    class Own(Order):
+        def __repr__(self) -> str:
+            return "mine"
+
+    assert repr(Twice("t", password="hunter2")) == "Twice(client_id='t', state='READY')"
+    assert repr(Own("o")) == "mine"
 
 
 def test_a_client_is_no_dict() -> None:

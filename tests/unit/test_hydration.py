@@ -162,12 +162,12 @@ def test_clients_inside_containers(annotation: Any, sent: Any, got: Any, *, text
 
 def test_star_parameters_are_read() -> None:
     """Annotated ``*args`` and ``**kwargs`` hold clients, whatever is named before them."""
-    f = define("def f(a, /, b: Order, *rest: Order, **others: Order): ...", Order=Order)
-    hydration = Hydration.of(f)
+    source = "def f(a, /, b: Order, *rest: Order, plain=None, **others: Order): ..."
+    hydration = Hydration.of(define(source, Order=Order))
 
-    args, kwargs = hydration.arguments((1, WIRE, WIRE, WIRE), {"c": WIRE, "a": WIRE})
+    args, kwargs = hydration.arguments((1, WIRE, WIRE, WIRE), {"c": WIRE, "a": WIRE, "plain": 5})
     assert args == (1, BOOK, BOOK, BOOK)
-    assert kwargs == {"c": BOOK, "a": BOOK}
+    assert kwargs == {"c": BOOK, "a": BOOK, "plain": 5}
 
     with pytest.raises(InvalidClientState) as caught:
         hydration.arguments((1, WIRE, WIRE, 5), {})
@@ -256,6 +256,7 @@ class Paying:
     [
         Hydration.of(Paying.run, bound=True),
         Hydration.of(Paying().run),
+        Hydration.of(Paying().run, bound=True),
         Hydration.of(wrapped(Paying.run), bound=True),
         Hydration.of(wrapped(wrapped(Paying().run))),
         Hydration.of(wrapped(pay)),
@@ -310,6 +311,13 @@ def test_an_unknown_name_costs_only_its_own_parameter(caplog: pytest.LogCaptureF
 
     assert [record.name for record in caplog.records] == ["celery_statekit.hydration"] * 3
     assert all(word in caplog.text for word in ("Nowhere", "annotation of b", "Gone"))
+
+
+def test_a_wrapper_of_another_module_hides_no_name() -> None:
+    """The names in an annotation are those of the module of the function that was wrapped."""
+    f = define("def f(order: 'Purchase', other: 'Nowhere'): ...", Purchase=Order)
+
+    assert Hydration.of(wrapped(f)).arguments((WIRE,), {}) == ((BOOK,), {})
 
 
 @pytest.mark.parametrize("text", ["Order", "models.Order", "list[Order]", "Order | None", "Gift"])

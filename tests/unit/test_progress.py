@@ -25,9 +25,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_statekit import progress as progress_module
+from celery_statekit import reporter as progress_module
 from celery_statekit.errors import InvalidInput, InvalidProgress
-from celery_statekit.progress import Progress, Reporter, track
+from celery_statekit.progress import Progress
+from celery_statekit.reporter import Reporter, track
 
 #: Seconds that another thread has for what it must do.
 DEADLINE: Final = 10.0
@@ -764,6 +765,29 @@ def test_the_loop_alone_holds_the_source() -> None:
         gc.enable()
 
 
+def test_what_a_signal_raises_leaves_the_loop_at_any_instruction() -> None:
+    """A soft time limit is never swallowed, and the reporter can be used after it."""
+    for moment in itertools.count(1):
+        reporter, moments = Reporter(), iter(range(1, moment + 1))
+
+        def signal(moment: int = moment, moments: Iterator[int] = moments) -> None:
+            if next(moments, 0) == moment:
+                raise KeyError("soft time limit")
+
+        try:
+            with at_each_instruction(signal):
+                for _ in track(reporter, range(3)):
+                    pass
+        except KeyError:
+            reporter.close()
+            assert reporter.snapshot().current in range(4)
+            assert list(track(reporter, range(5))) == [0, 1, 2, 3, 4]
+            assert (reporter.current, reporter.total) == (5, 5)
+        else:
+            assert next(moments, 0), "swallowed"
+            break
+
+
 @pytest.mark.parametrize("iterable", [5, None, object(), len], ids=repr)
 def test_what_is_not_iterable_is_refused_as_python_does(iterable: Any) -> None:
     """A TypeError, at the call."""
@@ -1033,7 +1057,7 @@ def test_a_generator_that_fails_to_close_is_logged(caplog: pytest.LogCaptureFixt
     held = [track(reporter, rows()), track(reporter, other)]
     for iterator in held:
         next(iterator)
-    with caplog.at_level(logging.WARNING, "celery_statekit.progress"):
+    with caplog.at_level(logging.WARNING, "celery_statekit.reporter"):
         reporter.close()
     assert [record.exc_info is not None for record in caplog.records] == [True]
     assert other.closed

@@ -15,7 +15,7 @@ from celery.result import AsyncResult
 from celery.schedules import schedule
 
 from celery_statekit import StatefulResult, StatefulTask, States, setup, signals, stateful, track
-from celery_statekit.errors import IllegalTransition, NotRunning, SetupTooLate
+from celery_statekit.errors import IllegalTransition, InvalidSetting, NotRunning, SetupTooLate
 
 
 class Import(States):
@@ -85,14 +85,22 @@ def test_class_registered_with_the_app(app, work, ended, states_of, load_class, 
 
 
 def test_class_registered_in_the_registry(app, work, ended, states_of, load_class):
-    """``app.tasks.register`` does the same."""
+    """``app.tasks.register`` does the same, once the task is bound as Celery's worker needs it."""
     app.tasks.register(load_class())
+    app.tasks["shop.load_class"].bind(app)
     work()
     result = app.tasks["shop.load_class"].delay(3)
-    assert result.get(timeout=10, interval=0.01) == 3
-    assert isinstance(result, StatefulResult)
-    assert result.task_state.state == "SUCCESS"
+    ended(result)
+    assert result.get() == 3
     assert states_of(result) == PASSED
+
+
+def test_class_that_celery_has_not_bound_yet(app, load_class):
+    """The first publish of a task in the registry binds it, and is recorded."""
+    app.tasks.register(load_class())
+    result = app.tasks["shop.load_class"].delay(3)
+    assert isinstance(result, StatefulResult)
+    assert result.task_state.state == "PENDING"
 
 
 def test_class_based_task_as_base(app, work, ended, states_of):
@@ -617,6 +625,18 @@ def test_pending_is_recorded_before_anybody_runs_it(app, hear):
     assert state.queued_at is not None
     assert [change.to_state for change in heard] == ["PENDING"]
     assert load.AsyncResult("never sent").task_state.state == "UNKNOWN"
+
+
+def test_misspelt_setting_is_an_error(app):
+    """A setting that is none of ours is refused where it is first used, with the one it resembles."""
+    app.conf.statekit_progres_interval = 1
+
+    @app.task(base=StatefulTask)
+    def load():
+        """Never run."""
+
+    with pytest.raises(InvalidSetting, match="statekit_progress_interval"):
+        load.delay()
 
 
 def test_countdown_and_eta_say_when_it_is_due(app):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import threading
 import uuid
 from decimal import Decimal
 
@@ -18,6 +17,12 @@ from celery_statekit.errors import IllegalTransition, InvalidState, ReportedFail
 class Import(States):
     READING = "Reading the file"
     IMPORTING = "Importing rows"
+
+
+@pytest.fixture
+def place():
+    """One pool and store will do: what is tested here depends on neither."""
+    return "threads", "sqlite"
 
 
 def test_progress_meta_is_shown_as_it_was_given(app, work, gate, ended, until):
@@ -242,6 +247,21 @@ def test_throttled_calls_are_few_writes(app, work, ended):
     assert state.version < 100
 
 
+def test_same_state_again_and_again_is_few_writes(app, work, ended):
+    """So are thousands with one name of a state: the state is entered once, the rest is progress."""
+    app.conf.statekit_progress_interval = 0.25
+
+    @app.task(bind=True, base=StatefulTask)
+    def load(self):
+        for n in range(3000):
+            self.update_state(state="LOADING", meta={"current": n + 1, "total": 3000})
+
+    work()
+    state = ended(load.delay())
+    assert state.progress.current == 3000
+    assert state.version < 100
+
+
 # --- ends by hand --------------------------------------------------------------------------------
 
 
@@ -384,7 +404,7 @@ def test_failure_meta_never_poisons_the_result(app, work, gate, ended, until):
 
 
 @pytest.mark.parametrize("state", ["SUCCESS", "FAILURE", "REVOKED"])
-def test_strict_refuses_ends_by_hand(app, work, ended, states_of, state):
+def test_strict_refuses_ends_by_hand(app, work, until, states_of, state):
     """With ``statekit_strict`` an end by hand raises, and nothing is kept of it."""
     app.conf.statekit_strict = True
 
@@ -397,8 +417,7 @@ def test_strict_refuses_ends_by_hand(app, work, ended, states_of, state):
 
     work()
     result = load.delay()
-    while result.task_state.state in ("PENDING", "STARTED"):
-        threading.Event().wait(0.005)
+    until(lambda: result.task_state.state not in ("PENDING", "STARTED"))
     assert states_of(result) == ["PENDING", "STARTED", "IGNORED"]
     assert result.task_state.progress is None
 

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from celery_statekit.errors import InvalidSetting
 from celery_statekit.record import Limits
 from celery_statekit.stores.base import Enumerates, Leases, Store
-from celery_statekit.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
+    from celery_statekit.stores.memory import MemoryStore
     from celery_statekit.stores.sqlite import SQLiteStore
 
 __all__ = [
@@ -93,6 +93,8 @@ def _memory(url: str, limits: Limits, timeout: float) -> Store:  # noqa: ARG001 
     name = url.partition("://")[2]
     if re.search(r"[/?#@]", name):
         raise _invalid("memory://name has a name only", url)
+    from celery_statekit.stores.memory import MemoryStore  # noqa: PLC0415 - only where used
+
     return MemoryStore(name, limits)
 
 
@@ -137,7 +139,11 @@ def _foreign(point: EntryPoint) -> _Factory:
 
 
 def __getattr__(name: str) -> Any:
-    # sqlite3 is loaded only where it is used.
+    # Each is loaded only where it is used.
+    if name == "MemoryStore":
+        from celery_statekit.stores.memory import MemoryStore  # noqa: PLC0415
+
+        return MemoryStore
     if name == "SQLiteStore":
         from celery_statekit.stores.sqlite import SQLiteStore  # noqa: PLC0415
 

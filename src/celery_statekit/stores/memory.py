@@ -82,21 +82,23 @@ class MemoryStore:
     """Keeps records in this process.
 
     Args:
-        name: stores of the same name keep the same records.
+        name: stores of the same name keep the same records; None: this one shares them with none.
         limits: sizes that writes are held to; None: the defaults.
         now: the clock of leases and expiry, epoch seconds.
     """
 
     def __init__(
         self,
-        name: str = "",
+        name: str | None = "",
         limits: Limits | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.name = f"memory://{name}"
+        self.name = f"memory://{name or ''}"
         self.limits = limits or Limits()
         self._now = now
-        self._shelf_or_none: _Shelf | None = _shelves.setdefault(name, _Shelf())
+        self._shelf_or_none: _Shelf | None = (
+            _Shelf() if name is None else _shelves.setdefault(name, _Shelf())
+        )
 
     def __repr__(self) -> str:
         return f"<MemoryStore {self.name}>"

@@ -131,10 +131,7 @@ class SQLiteStore:
         """Write ``record`` and ``changes`` in one transaction if ``expect`` is still there."""
         key, kept = record.key, self.limits.history_changes
         row = self._row(record, expect, ttl)
-        lines = [
-            (key, change.number, encode_change(key, change).encode())
-            for change in changes[max(len(changes) - kept, 0) :]
-        ]
+        lines = [(key, each.number, encode_change(key, each).encode()) for each in changes]
         with self._file.transaction(key) as connection:
             if connection.execute(NEXT if expect else FIRST, row).rowcount != 1:
                 return False

@@ -90,8 +90,9 @@ class ForksContract(StoreFixtures):
         written(store, Record.first(KEY, {"n": 0}))
         written(store, Record.first(OTHER, {"n": 0}))
         stop = threading.Event()
-        busy = threading.Thread(target=lambda: _keep_busy(store, stop))
-        busy.start()
+        busy = [threading.Thread(target=_keep_busy, args=(store, stop)) for _ in range(3)]
+        for thread in busy:
+            thread.start()
         try:
             told = [
                 in_child(lambda: why_unavailable(lambda: increment(store, 2, 0, OTHER)))
@@ -99,7 +100,8 @@ class ForksContract(StoreFixtures):
             ]
         finally:
             stop.set()
-            busy.join(DEADLINE)
+            for thread in busy:
+                thread.join(DEADLINE)
 
         if self.shared_between_processes:
             assert told == [""] * 5

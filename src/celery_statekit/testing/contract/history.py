@@ -88,8 +88,8 @@ class HistoryContract(StoreFixtures):
 
     @pytest.mark.parametrize("limit", [0, -1])
     def test_a_limit_that_is_not_positive_gives_nothing(self, store: Store, limit: int) -> None:
-        """No limit means "all" by accident."""
-        written(store, Record.first(KEY, {}), changes=[a_change(1)])
+        """No limit means "all" by accident, or "all but the last"."""
+        written(store, Record.first(KEY, {}), changes=[a_change(n) for n in range(1, 4)])
 
         assert store.history(KEY, limit=limit) == []
 
