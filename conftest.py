@@ -14,8 +14,10 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, Final, NoReturn
 
+import celery.app.builtins  # noqa: F401 - adds Celery's own tasks
 import pytest
 import redis
+from celery import _state
 from kombu import Connection
 from sybil import Sybil
 from sybil.parsers import markdown, myst, rest
@@ -35,11 +37,18 @@ CLAIM_ENDS: Final = 3600
 # --- examples ------------------------------------------------------------------------------------
 
 
+#: What Celery itself adds to each app; ``@app.task`` adds the task of one app to all later ones.
+BUILT_IN: Final = frozenset(_state._on_app_finalizers)  # noqa: SLF001 - Celery offers no way
+
+
 @pytest.fixture(scope="module")
-def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Run the examples of one document in an empty folder."""
+def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run the examples of one document in an empty folder, as if there were no other app."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("examples"))
+        patch.setattr(_state, "_on_app_finalizers", set(BUILT_IN))
+        patch.setattr(_state, "default_app", None)
+        patch.setattr(_state._tls, "current_app", None)  # noqa: SLF001
         yield
 
 
@@ -49,7 +58,7 @@ def _name_module(namespace: dict[str, Any]) -> None:
 
 
 pytest_collect_file = SybilCollection(
-    Sybil(parsers, path=path, pattern=pattern, setup=setup, fixtures=["own_folder"])
+    Sybil(parsers, path=path, pattern=pattern, setup=setup, fixtures=["apart"])
     for parsers, path, pattern, setup in (
         ([markdown.PythonCodeBlockParser(), markdown.SkipParser()], ".", "README.md", _name_module),
         ([myst.PythonCodeBlockParser(), myst.SkipParser()], "docs", "*.md", _name_module),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 
-class Table(Protocol):
+class _Drawn(Protocol):
     """What is drawn: a :class:`~celery_statekit.states.Flow`."""
 
     @property
@@ -26,13 +26,13 @@ class Table(Protocol):
     def running(self) -> tuple[str, ...]: ...
 
 
-def mermaid(flow: Table) -> str:
+def mermaid(flow: _Drawn) -> str:
     """``flow`` as the text of a Mermaid state diagram."""
     lines = _task_lines(flow) if flow.running else _plain_lines(flow)
     return "\n".join(["stateDiagram-v2", *(f"    {line}" for line in lines)])
 
 
-def markdown(flow: Table) -> str:
+def markdown(flow: _Drawn) -> str:
     """``flow`` as a Markdown table: state, label, and what may be entered from it."""
     rows = ["| State | Label | May go to |", "| --- | --- | --- |"]
     for state, label in flow.labels.items():
@@ -57,19 +57,19 @@ def _escaped(text: str, mark: str) -> str:
     return _MARKUP.sub(lambda found: f"{mark}{ord(found[0])};", line)
 
 
-def _id(flow: Table, state: str) -> str:
+def _id(flow: _Drawn, state: str) -> str:
     # The prefix keeps off Mermaid's own words (note, class, style), more with each of its releases.
     plain = re.fullmatch(r"[A-Za-z0-9_]+", state)
     return f"s_{state}" if plain else f"s{flow.states.index(state) + 1}"
 
 
-def _box(flow: Table, state: str) -> str:
+def _box(flow: _Drawn, state: str) -> str:
     name, label = _escaped(state, "#"), _escaped(flow.labels[state], "#")
     text = name if name == label else f"{name}: {label}"
     return f'state "{text}" as {_id(flow, state)}'
 
 
-def _arrow(flow: Table, state: str, to: str) -> str:
+def _arrow(flow: _Drawn, state: str, to: str) -> str:
     arrow = f"{_id(flow, state)} --> {_id(flow, to)}"
     if (state, to) not in flow.guards:
         return arrow
@@ -85,7 +85,7 @@ def _single_steps(table: Mapping[str, tuple[str, ...]]) -> set[tuple[str, str]]:
     return moves - through if forward else moves
 
 
-def _inner_lines(flow: Table) -> tuple[list[str], bool]:
+def _inner_lines(flow: _Drawn) -> tuple[list[str], bool]:
     """What one run, or a client, goes through; and whether moves are left out that skip states."""
     inside = flow.running or flow.states
     entered = set(flow.running[1:] or flow.states)
@@ -99,14 +99,14 @@ def _inner_lines(flow: Table) -> tuple[list[str], bool]:
     return lines, drawn != moves
 
 
-def _plain_lines(flow: Table) -> list[str]:
+def _plain_lines(flow: _Drawn) -> list[str]:
     lines, skipping = _inner_lines(flow)
     if skipping:
         lines.append(f"note right of {_id(flow, flow.initial)} : {_SKIPPING}")
     return lines + [f"{_id(flow, end)} --> [*]" for end in flow.states if end in flow.finals]
 
 
-def _task_lines(flow: Table) -> list[str]:
+def _task_lines(flow: _Drawn) -> list[str]:
     inner, skipping = _inner_lines(flow)
     title = f"an attempt{f': {_SKIPPING}' if skipping else ''}; a new one begins again"
     boxes: dict[object, list[str]] = {}

@@ -204,9 +204,7 @@ def test_a_block_whose_lease_ended_before_it_began_waits_again(
     assert Order("o-17", count=1) == orders.get("o-17")
 
 
-@pytest.mark.parametrize(
-    "seconds", [0, -1, float("nan"), float("inf"), True, "30", None], ids=repr
-)
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), True, "30", None], ids=repr)
 def test_what_is_no_duration_is_refused(
     orders: Clients[Order], hasty: Clients[Order], seconds: Any
 ) -> None:

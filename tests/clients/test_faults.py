@@ -273,7 +273,9 @@ def test_a_write_that_arrives_late_is_applied_once(
     assert 1 == operation.applied(orders, "o-17")
 
 
-def test_a_late_write_among_others(store: MemoryStore | SQLiteStore, orders: Clients[Order]) -> None:
+def test_a_late_write_among_others(
+    store: MemoryStore | SQLiteStore, orders: Clients[Order]
+) -> None:
     """Also when others write in between, so that the late one may come first, last or never."""
     for lag in range(6):
         id = f"o-{lag}"  # noqa: A001

@@ -282,7 +282,7 @@ def test_a_coroutine_watches_alike(
     orders.create("o-17")
 
     async def follow() -> list[str]:
-        watch = orders.awatch("o-17", timeout=DEADLINE)
+        watch = orders.awatch("o-17", timeout=5.0)
         pay_after(reads)
         seen = [(await anext(watch)).state]
         newer = asyncio.ensure_future(anext(watch))

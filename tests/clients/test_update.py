@@ -83,7 +83,8 @@ def test_what_is_no_id_is_refused_everywhere(orders: Clients[Order], id: Any) ->
 
 
 @pytest.mark.parametrize(
-    "id", ["*", "{a}", "a:b", "a%3Ab", "~", "../../etc/passwd", "'; DROP TABLE records;--", "ß" * 100]
+    "id",
+    ["*", "{a}", "a:b", "a%3Ab", "~", "../../etc/passwd", "'; DROP TABLE records;--", "ß" * 100],
 )
 def test_an_id_forges_no_other_key(orders: Clients[Order], id: str) -> None:  # noqa: A002
     """An id full of separators and quotes names one client, which is not its neighbour."""

@@ -474,15 +474,14 @@ def test_what_is_no_timeout(path: Path, timeout: Any) -> None:
         SQLiteStore(path, timeout=timeout)
 
 
-def test_a_new_file_that_another_reads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_file_that_another_has_locked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite waits for nobody when it goes into WAL mode: the store does, for its timeout."""
     with (
         closing(sqlite3.connect(path, isolation_level=None)) as other,
         closing(SQLiteStore(path, timeout=0.1)) as impatient,
         closing(SQLiteStore(path, timeout=DEADLINE)) as patient,
     ):
-        other.execute("BEGIN")
-        other.execute("SELECT * FROM sqlite_master").fetchall()
+        other.execute("BEGIN IMMEDIATE")
 
         with pytest.raises(StoreUnavailable, match="lock"):
             impatient.read(KEY)

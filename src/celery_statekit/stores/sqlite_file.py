@@ -184,7 +184,7 @@ class SQLiteFile:
                     self._create(connection)
                 connection.execute("PRAGMA synchronous = NORMAL")
             except sqlite3.OperationalError as exc:  # noqa: PERF203 - it waits here
-                # SQLite waits for no one when the journal mode changes.
+                # SQLite does not wait for a writer when it goes into WAL mode.
                 if "locked" not in str(exc) or time.monotonic() >= deadline:
                     raise
                 connection.rollback()
