@@ -74,7 +74,7 @@ class GuardedBackend:
         if attempt is not None:
             if store_result and not request.ignore_result:
                 self._check_encodable(result)
-            if not self._run_may_end(attempt, lambda: attempt.leave(state)):
+            if not self._run_may_end(request, lambda: attempt.leave(state)):
                 return
         self._backend.mark_as_done(task_id, result, request, store_result, state)
 
@@ -93,7 +93,7 @@ class GuardedBackend:
         facts, reason = error_facts(exc), sentence(exc)
         if attempt is not None:
             may = self._run_may_end(
-                attempt, lambda: attempt.leave(state, reason=reason, error=facts)
+                request, lambda: attempt.leave(state, reason=reason, error=facts)
             )
         else:
             may = self._outsider_may_end(
@@ -142,7 +142,7 @@ class GuardedBackend:
         """RETRY, unless the next run has begun: Celery publishes first and stores afterwards."""
         attempt: Attempt | None = getattr(request, "statekit", None)
         if attempt is not None:
-            may = self._run_may_end(attempt, attempt.confirm)
+            may = self._run_may_end(request, attempt.confirm)
         else:
             facts = error_facts(exc.exc if isinstance(exc, Retry) and exc.exc else exc)
             may = self._outsider_may_end(
@@ -167,8 +167,10 @@ class GuardedBackend:
         if not isinstance(self._backend, DisabledBackend):
             self._backend.encode(self._backend.encode_result(result, states.SUCCESS))
 
-    def _run_may_end(self, attempt: Attempt, write: Callable[[], object]) -> bool:
+    def _run_may_end(self, request: Any, write: Callable[[], object]) -> bool:
         """Write the record; whether Celery may store and report the same."""
+        attempt: Attempt = request.statekit
+        request.statekit_report.close()
         try:
             write()
         except StaleAttempt as stale:
@@ -176,8 +178,11 @@ class GuardedBackend:
             return False
         except AttemptEnded:
             return not self._celery_knows_end(attempt.id)
-        except StatekitError:
-            logger.exception("the end of %s[%s] is not recorded", attempt.task, attempt.id)
+        except StatekitError as exc:
+            logger.warning("the end of %s[%s] waits: %s", attempt.task, attempt.id, exc)
+            flusher().insist(write)
+        else:
+            request.statekit_report.close()
         return True
 
     def _outsider_may_end(self, request: Any, task_id: str, state: str, **facts: Any) -> bool:

@@ -11,9 +11,10 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol
+
+from celery_statekit.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,8 @@ class Reports(Protocol):
     #: Seconds between two writes, at least.
     interval: float
 
-    def flush(self) -> None:
-        """Write what is new, if anything is."""
+    def flush(self) -> Callable[[], object] | None:
+        """Write what is new, if anything is; return who wants to hear of it."""
         ...
 
 
@@ -40,7 +41,8 @@ class Flusher:
         self._wake = threading.Condition()
         self._watched: dict[Reports, float] = {}
         self._writing: Reports | None = None
-        self._calls: deque[tuple[Callable[[], object], threading.Event]] = deque()
+        #: When to call it, what to call, and whom to tell.
+        self._calls: list[tuple[float, Callable[[], object], threading.Event]] = []
         self._thread: threading.Thread | None = None
         self._pause = 0.0
 
@@ -72,11 +74,32 @@ class Flusher:
             Whether it was done by then. Else it will be done later; its exception is logged.
         """
         done = threading.Event()
+        self._add(0.0, function, done)
+        return done.wait(patience)
+
+    def insist(self, function: Callable[[], object], tries: int = 10, pause: float = 0.2) -> None:
+        """Have ``function`` called, soon and again later while the store is away.
+
+        Args:
+            tries: how many times; the last failure is logged.
+            pause: seconds before the next try; twice as many after each.
+        """
+
+        def attempt() -> None:
+            try:
+                function()
+            except StoreError:
+                if tries <= 1:
+                    raise
+                self.insist(function, tries - 1, pause * 2)
+
+        self._add(self._clock() + pause, attempt, threading.Event())
+
+    def _add(self, at: float, function: Callable[[], object], done: threading.Event) -> None:
         with self._wake:
-            self._calls.append((function, done))
+            self._calls.append((at, function, done))
             self._start()
             self._wake.notify_all()
-        return done.wait(patience)
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -86,24 +109,21 @@ class Flusher:
     def _run(self) -> None:
         while True:
             with self._wake:
-                while not self._calls and not (due := self._due()):
-                    self._wake.wait(self._until_next())
-                calls = list(self._calls)
-                self._calls.clear()
-            for function, done in calls:
+                while (pause := self._until_next()) is None or pause > 0:
+                    self._wake.wait(pause)
+                now = self._clock()
+                calls = [call for call in self._calls if call[0] <= now]
+                self._calls = [call for call in self._calls if call[0] > now]
+                due = [reports for reports, at in self._watched.items() if at <= now]
+            for _, function, done in calls:
                 self._guarded(function)
                 done.set()
-            for reports in due if not calls else ():
+            for reports in due:
                 self._flush(reports)
 
-    def _due(self) -> list[Reports]:
-        now = self._clock()
-        return [reports for reports, at in self._watched.items() if at <= now]
-
     def _until_next(self) -> float | None:
-        if not self._watched:
-            return None
-        return max(min(self._watched.values()) - self._clock(), 0.001)
+        moments = [*self._watched.values(), *(at for at, _, _ in self._calls)]
+        return min(moments) - self._clock() if moments else None
 
     def _flush(self, reports: Reports) -> None:
         with self._wake:
@@ -111,8 +131,9 @@ class Flusher:
                 return
             self._writing = reports
         began = time.thread_time()
+        told = None
         try:
-            self._guarded(reports.flush)
+            told = self._guarded(reports.flush)
         finally:
             spent = time.thread_time() - began
             with self._wake:
@@ -122,12 +143,16 @@ class Flusher:
                     pause = max(reports.interval, spent * len(self._watched) / SHARE)
                     self._watched[reports] = self._clock() + pause
                 self._wake.notify_all()
+        if callable(told):
+            # After the write was let go: who hears of it may take long, and holds up no run.
+            self._guarded(told)
 
-    def _guarded(self, function: Callable[[], object]) -> None:
+    def _guarded(self, function: Callable[[], object]) -> object:
         try:
-            function()
+            return function()
         except Exception:
             logger.exception("a write in the background failed")
+            return None
 
 
 _flushers: dict[int, Flusher] = {}

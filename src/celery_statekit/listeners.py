@@ -18,8 +18,9 @@ from celery._state import get_current_app, get_current_task
 from celery.exceptions import NotRegistered
 
 from celery_statekit.backends import PATIENCE, error_facts, sentence
-from celery_statekit.errors import StatekitError
+from celery_statekit.errors import InvalidId, StatekitError
 from celery_statekit.flusher import flusher
+from celery_statekit.record import check_id
 from celery_statekit.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,10 @@ stateful_apps: WeakSet[Celery] = WeakSet()
 def client_of(headers: Mapping[str, Any] | None) -> str:
     """The client named by a message's headers; "" if none is."""
     client = (headers or {}).get("client_id")
-    return client if isinstance(client, str) else ""
+    try:
+        return check_id(client) if client else ""
+    except InvalidId:
+        return ""
 
 
 @signals.before_task_publish.connect(weak=False, dispatch_uid="celery_statekit.publish")
@@ -116,9 +120,10 @@ def _client_of_current_task() -> str:
 
 def _publishing_app(name: str) -> Celery | None:
     """The app of a stateful task that is published by its name; None if it is none of ours."""
-    current = publisher.app or get_current_app()._get_current_object()  # noqa: SLF001
+    current = publisher.app or get_current_app()
     for app in (current, *stateful_apps):
-        task = app._tasks.get(name)  # noqa: SLF001 - .tasks would finalize the app
+        # Makes the tasks of an app that has only declared them: it is about to use them.
+        task = app.tasks.get(name)
         if getattr(task, "is_stateful", False):
             return app
     return None

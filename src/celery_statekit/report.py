@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from celery import states as celery_states
 
 from celery_statekit.errors import AttemptEnded, ReportedFailure, StaleAttempt, StatekitError
+from celery_statekit.flusher import flusher
 from celery_statekit.progress import Progress
 from celery_statekit.record import TaskState
 from celery_statekit.settings import Settings
 from celery_statekit.states import LIFECYCLE
-from celery_statekit.tracker import Attempt
+from celery_statekit.tracker import Attempt, content_of
 
 logger = logging.getLogger(__name__)
 
@@ -22,8 +24,6 @@ class Report:
 
     def __init__(self, task: Any, request: Any, attempt: Attempt, settings: Settings) -> None:
         self.interval = settings.values.progress_interval
-        #: What ``update_state`` was last given: shown by Celery's backend as it is.
-        self.meta: Any = None
         #: State and meta of an end that ``update_state`` reported.
         self.reported: tuple[str, Any] | None = None
         self._task = task
@@ -31,11 +31,19 @@ class Report:
         self._attempt = attempt
         self._status = settings.values.status
         self._shown = 0
+        self._told: Progress | None = None
+        self._meta_given: Any = None
+        self._meta_progress: Progress | None = None
         self._failed = False
         ignored = request.ignore_result if "ignore_result" in vars(request) else task.ignore_result
         self._mirrors = not ignored and not request.is_eager
 
-    def flush(self) -> None:
+    def show(self, meta: Any) -> None:
+        """Show ``meta`` as it is in Celery's backend, until newer progress is reported."""
+        self._meta_given = meta
+        self._meta_progress = content_of(self._attempt.reporter.snapshot())
+
+    def flush(self) -> Callable[[], object] | None:
         """Write the newest progress; show newest state and progress in Celery's backend.
 
         Where the run is over, its thread hears of it at its next call.
@@ -45,16 +53,31 @@ class Report:
             progress = attempt.report()
         except (StaleAttempt, AttemptEnded) as exc:
             attempt.reporter.stop(exc)
-            return
+            return None
         except StatekitError as exc:
             self._warn("its progress is not recorded", exc)
-            return
+            return None
         state = attempt.state
         if state.version > self._shown and (state.progress or state.state not in LIFECYCLE):
             self._shown = state.version
             self._mirror(self._name(state), self._meta(state))
-        if progress is not None:
+        return None if progress is None else self._telling(progress)
+
+    def close(self) -> None:
+        """The run is over: the flusher forgets it, and its last progress is told of."""
+        flusher().forget(self)
+        progress = self._attempt.state.progress
+        if progress is not None and content_of(progress) != self._told:
+            flusher().call(self._telling(progress), 0)
+
+    def _telling(self, progress: Progress) -> Callable[[], object]:
+        self._told = content_of(progress)
+
+        def tell() -> None:
+            self._attempt.announce(progress)
             self._task.on_progress(progress)
+
+        return tell
 
     def mirror_started(self) -> None:
         """Show STARTED as Celery's ``task_track_started`` does."""
@@ -76,8 +99,8 @@ class Report:
         return self._status or state.state
 
     def _meta(self, state: TaskState) -> Any:
-        if self.meta is not None:
-            return self.meta
+        if self._meta_given is not None and self._meta_progress == content_of(state.progress):
+            return self._meta_given
         meta = (state.progress or Progress()).meta()
         if state.state not in LIFECYCLE:
             meta["state"] = state.state

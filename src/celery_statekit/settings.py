@@ -7,6 +7,7 @@ beats a Django user's own value.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -132,7 +133,7 @@ class Settings:
     @classmethod
     def of(cls, app: Celery) -> Settings:
         """The settings of ``app``, always the same."""
-        app = app._get_current_object() if hasattr(app, "_get_current_object") else app  # noqa: SLF001
+        app = unwrapped(app)
         found = _settings.get(app)
         if found is None:
             found = _settings.setdefault(app, cls(app))
@@ -219,6 +220,12 @@ class Settings:
         return celery_state(self._app, id)
 
 
+def unwrapped(app: Celery) -> Celery:
+    """The app itself, where Celery has bound a task to its ``current_app`` proxy."""
+    real = getattr(app, "_get_current_object", None)
+    return app if real is None else real()
+
+
 _settings: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
 
 
@@ -261,12 +268,12 @@ def derive_store(app: Celery) -> str:
     for url in (backend, broker):
         scheme, _, rest = url.partition(":")
         if scheme in ("db+sqlite", "sqla+sqlite", "sqlalchemy+sqlite") and len(rest) > len("///"):
-            return f"sqlite:{rest}.statekit"
+            return f"sqlite:{rest.partition('?')[0]}.statekit"
     if broker.startswith("filesystem:"):
         folder = (conf.broker_transport_options or {}).get("data_folder_in", "data_in")
         return f"sqlite:///{str(folder).rstrip('/')}.statekit"
     if broker.startswith("memory:") or (conf.task_always_eager and not broker):
-        return f"memory://{app.main or ''}"
+        return f"memory://{re.sub(r'[^A-Za-z0-9_.-]', '_', str(app.main or ''))}"
     raise StoreNotConfigured(
         "statekit_store",
         f"no store follows from result_backend {brief(_host(backend))} and broker_url "

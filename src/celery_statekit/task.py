@@ -6,8 +6,10 @@ import inspect
 import json
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
@@ -33,11 +35,11 @@ from celery_statekit.errors import (
 from celery_statekit.flusher import flusher
 from celery_statekit.listeners import client_of, publisher, stateful_apps
 from celery_statekit.progress import Progress
-from celery_statekit.record import Change, TaskState
+from celery_statekit.record import Change, TaskState, check_id
 from celery_statekit.report import Report
 from celery_statekit.reporter import Reporter
 from celery_statekit.result import StatefulEagerResult, StatefulResult
-from celery_statekit.settings import Settings
+from celery_statekit.settings import Settings, unwrapped
 from celery_statekit.states import RESERVED, Flow, task_flow
 from celery_statekit.tracker import Attempt, Tracker
 
@@ -72,6 +74,8 @@ class StatefulTask(Task):
     is_stateful: ClassVar[bool] = False
     #: Whether Celery would have stored STARTED; it would do so before any hook, over a live run.
     _shows_started: ClassVar[bool] = False
+    #: A subclass's own ``__call__``, which runs inside of this one.
+    _own_call: ClassVar[Any] = None
     #: Whether a base class between this one and Celery's has a ``__call__`` of its own.
     _calls_super: ClassVar[bool] = False
 
@@ -89,10 +93,18 @@ class StatefulTask(Task):
             return
         if cls.track_started:
             cls._shows_started, cls.track_started = True, False
+        cls._take_call()
         above = cls.__mro__[cls.__mro__.index(StatefulTask) + 1 : cls.__mro__.index(Task)]
         cls._calls_super = any("__call__" in vars(base) for base in above)
         cls._hydration = _hydration_of(cls)
-        stateful_apps.add(app)
+        stateful_apps.add(unwrapped(app))
+
+    @classmethod
+    def _take_call(cls) -> None:
+        """Stand around a subclass's own ``__call__``: it may end in ``run``, as Celery's docs say."""
+        own = cls.__call__
+        if own is not StatefulTask.__call__:
+            cls._own_call, cls.__call__ = own, StatefulTask.__call__  # type: ignore[method-assign]
 
     # --- what a running task uses -------------------------------------------------------------
 
@@ -115,7 +127,7 @@ class StatefulTask(Task):
         entered = attempt.enter(self._flow.name_of(state), reason=reason, detail=detail)
         report = getattr(self.request, "statekit_report", None)
         if report is not None:
-            report.meta = None
+            report.show(None)
             flusher().hurry(report)
         return entered
 
@@ -196,13 +208,13 @@ class StatefulTask(Task):
         report = getattr(request, "statekit_report", None)
         if state in _CELERY_STATES:
             self._celery_state(str(state), meta, report)
-        elif state not in (None, "PROGRESS"):
+        elif state not in (None, "PROGRESS", attempt.state.state):
             attempt.enter(self._flow.name_of(state), detail=details)
+            if report is not None:
+                flusher().hurry(report)
         _take_meta(attempt.reporter, details)
         if report is not None:
-            report.meta = meta
-            if state not in (None, "PROGRESS"):
-                flusher().hurry(report)
+            report.show(meta)
 
     def _celery_state(self, state: str, meta: Any, report: Report | None) -> None:
         strict = Settings.of(self.app).values.strict
@@ -229,20 +241,23 @@ class StatefulTask(Task):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task. Called by a worker: claim, hydrate, run, flush, check the fence."""
         request = self.request_stack.top
-        if not self.is_stateful or request is None or request.called_directly or _begun(request):
+        if not self.is_stateful or request is None or request.called_directly:
             return super().__call__(*args, **kwargs)
-        attempt, report = self._begin(request)
+        if getattr(request, "statekit_running", False):
+            # A subclass's own __call__ that ends in super(), or a task that calls itself.
+            inside, request.statekit_inside = getattr(request, "statekit_inside", False), True
+            return super().__call__(*args, **kwargs) if inside else self._run(args, kwargs)
+        attempt, report = self._begun(request)
+        request.statekit_running = True
         try:
             if self._hydration is not None:
                 args, kwargs = self._hydration.arguments(args, kwargs)
-            # Celery's own __call__ would put an empty request on top when run eagerly.
-            returned = (
-                super().__call__(*args, **kwargs)
-                if self._calls_super
-                else self.run(*args, **kwargs)
-            )
+            if self._own_call is not None:
+                returned = self._own_call(*args, **kwargs)
+            else:
+                request.statekit_inside = True
+                returned = self._run(args, kwargs)
         except BaseException as exc:
-            flusher().forget(report)
             self._left(attempt, report, exc)
             raise
         flusher().forget(report)
@@ -253,7 +268,17 @@ class StatefulTask(Task):
             logger.warning("%s[%s]: fence not checked", self.name, attempt.id, exc_info=True)
         return returned
 
-    def _begin(self, request: Any) -> tuple[Attempt, Report]:
+    def _run(self, args: Any, kwargs: Any) -> Any:
+        # Celery's own __call__ would put an empty request on top where the run is eager.
+        return super().__call__(*args, **kwargs) if self._calls_super else self.run(*args, **kwargs)
+
+    def _begun(self, request: Any) -> tuple[Attempt, Report]:
+        """The run of ``request``; claimed by its first call, which a ``before_start`` may make."""
+        if getattr(request, "statekit", None) is None:
+            self._begin(request)
+        return request.statekit, request.statekit_report
+
+    def _begin(self, request: Any) -> None:
         """The run is claimed; where the store is away it begins all the same.
 
         Raises:
@@ -279,47 +304,99 @@ class StatefulTask(Task):
         if self._shows_started:
             report.mirror_started()
         flusher().watch(report)
-        return attempt, report
 
     def _left(self, attempt: Attempt, report: Report, exc: BaseException) -> None:
         """The run was left by an exception: write what it means, where Celery will not say."""
+        flusher().forget(report)
+        attempt.reporter.close()
         try:
-            attempt.reporter.close()
-            if isinstance(exc, (StaleAttempt, AttemptEnded)):
-                return
-            if isinstance(exc, Retry):
-                error = error_facts(exc.exc) if exc.exc else None
-                reason = sentence(exc.exc) if exc.exc else str(exc)
-                attempt.leave("RETRY", reason=reason, error=error, due_at=_due_at(exc.when))
-            elif isinstance(exc, Reject):
-                end = "REJECTED" if exc.requeue else "FAILURE"
-                attempt.leave(end, reason=sentence(exc), error=error_facts(exc))
-            elif isinstance(exc, Ignore) and report.reported:
-                report.end_as_reported()
-            elif isinstance(exc, Ignore):
-                report.flush()
-                attempt.leave("IGNORED", reason=str(exc) if exc.args else "")
-            elif not isinstance(exc, Exception):
-                # The process is being ended; the worker's main process says how.
-                attempt.report()
+            self._record_leaving(attempt, report, exc)
         except (StaleAttempt, AttemptEnded):
             logger.debug("a stale run left", exc_info=True)
         except StoreError:
             logger.exception("the outcome of %s[%s] is not recorded", self.name, attempt.id)
+        else:
+            report.close()
+
+    def _record_leaving(self, attempt: Attempt, report: Report, exc: BaseException) -> None:
+        if isinstance(exc, (StaleAttempt, AttemptEnded)):
+            return
+        if isinstance(exc, Retry):
+            if attempt.state.state != "RETRY":
+                self._leave_for_retry(attempt, exc.exc, _due_at(exc.when))
+        elif isinstance(exc, Reject):
+            end = "REJECTED" if exc.requeue else "FAILURE"
+            attempt.leave(end, reason=sentence(exc), error=error_facts(exc))
+        elif isinstance(exc, Ignore):
+            if report.reported:
+                report.end_as_reported()
+            else:
+                report.flush()
+                attempt.leave("IGNORED", reason=str(exc) if exc.args else "")
+        elif not isinstance(exc, Exception):
+            # The process is being ended; the worker's main process says how.
+            attempt.report()
+
+    def retry(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's; RETRY is recorded before the next attempt's message is sent.
+
+        Raises:
+            StaleAttempt: a newer run has taken over; nothing is sent.
+        """
+        request = self.request_stack.top
+        attempt = getattr(request, "statekit", None)
+        if attempt is not None and getattr(request, "statekit_report", None) is not None:
+            with suppress(StoreError):
+                attempt.confirm()
+            request.statekit_cause = kwargs.get("exc") or sys.exc_info()[1]
+        return super().retry(*args, **kwargs)
+
+    def _may_leave(self, options: dict[str, Any]) -> bool:
+        """Whether a message may be sent: not the retry of a run that is no longer the current.
+
+        Celery publishes a retry before it stores RETRY (celery 5.7 app/task.py, app/trace.py), so
+        the next attempt might begin, and end, before this one is said to be over.
+        """
+        request = self.request_stack.top
+        attempt: Attempt | None = getattr(request, "statekit", None)
+        if attempt is None or options.get("task_id") != attempt.id:
+            return True
+        if options.get("retries", 0) <= request.retries:
+            return True
+        eta, countdown = options.get("eta"), options.get("countdown")
+        try:
+            self._leave_for_retry(
+                attempt, getattr(request, "statekit_cause", None), _due_at(eta or countdown)
+            )
+        except (StaleAttempt, AttemptEnded) as over:
+            logger.warning("%s; its retry is not sent", over)
+            return False
+        except StoreError:
+            logger.exception("RETRY of %s[%s] is not recorded", self.name, attempt.id)
+        return True
+
+    def _leave_for_retry(
+        self, attempt: Attempt, cause: BaseException | None, due_at: float | None
+    ) -> None:
+        error = error_facts(cause) if cause else None
+        attempt.leave("RETRY", reason=sentence(cause) if cause else "", error=error, due_at=due_at)
 
     def _attempt(self, call: str) -> Attempt:
         request = self.request_stack.top
         if request is None:
             raise NotRunning(self.name, call)
         attempt: Attempt | None = getattr(request, "statekit", None)
-        if attempt is None:
-            # Called directly: moves are checked, and leave no trace.
-            from celery_statekit.stores.memory import MemoryStore  # noqa: PLC0415 - as said above
+        if attempt is not None:
+            return attempt
+        if not request.called_directly:
+            return self._begun(request)[0]
+        # Called directly: moves are checked, and leave no trace.
+        from celery_statekit.stores.memory import MemoryStore  # noqa: PLC0415 - as said above
 
-            tracker = Tracker(MemoryStore(None), silent=True)
-            attempt = tracker.attempt(request.id or str(uuid4()), self.name, self._flow)
-            attempt.claim()
-            request.statekit = attempt
+        tracker = Tracker(MemoryStore(None), silent=True)
+        attempt = tracker.attempt(request.id or str(uuid4()), self.name, self._flow)
+        attempt.claim()
+        request.statekit = attempt
         return attempt
 
     # --- publishing, results ------------------------------------------------------------------
@@ -339,6 +416,7 @@ class StatefulTask(Task):
                 and the tasks that the task itself sends.
 
         Raises:
+            InvalidId: ``client_id`` may not name a client; nothing was sent.
             StoreNotConfigured: no store follows from the app's settings.
         """
         if not self.is_stateful:
@@ -347,7 +425,9 @@ class StatefulTask(Task):
         # A store that is not configured is said here, loudly; a receiver's error is only logged.
         Settings.of(app).tracker_of(eager=app.conf.task_always_eager)
         if client_id is not None:
-            options["headers"] = {**(options.get("headers") or {}), "client_id": client_id}
+            options["headers"] = _with_client(options, client_id)
+        if not self._may_leave(options):
+            return self.AsyncResult(options["task_id"])
         shown = self._hydration and self._hydration.redacted(args or (), kwargs or {})
         if shown:
             options["argsrepr"], options["kwargsrepr"] = shown
@@ -360,7 +440,7 @@ class StatefulTask(Task):
     def apply(self, *args: Any, client_id: str | None = None, **options: Any) -> Any:
         """As Celery's: run it here and now; recorded like any other run."""
         if client_id is not None:
-            options["headers"] = {**(options.get("headers") or {}), "client_id": client_id}
+            options["headers"] = _with_client(options, client_id)
         result = super().apply(*args, **options)
         return StatefulEagerResult.of(result, self._get_app()) if self.is_stateful else result
 
@@ -395,8 +475,8 @@ def _hydration_of(task: type[StatefulTask]) -> Hydration | None:
     return None if hydration.idle else hydration
 
 
-def _begun(request: Any) -> bool:
-    return getattr(request, "statekit", None) is not None
+def _with_client(options: dict[str, Any], client_id: str) -> dict[str, Any]:
+    return {**(options.get("headers") or {}), "client_id": check_id(client_id)}
 
 
 def _due_at(when: object) -> float | None:

@@ -306,7 +306,6 @@ class Attempt:
         #: The record as this run last wrote it.
         self._record: Record | None = None
         self._state = state
-        self._reported: Progress | None = None
         self._lock = threading.RLock()
 
     @property
@@ -404,14 +403,17 @@ class Attempt:
         """
         with self._lock:
             progress = self._progress()
-            if progress is None or _content(progress) == _content(self._reported):
+            if progress is None or content_of(progress) == content_of(self._state.progress):
                 return None
 
             def decide(state: TaskState) -> TaskState:
                 return replace(self._own(state, "progress"), progress=progress)
 
             self._commit(decide)
-            self._reported = progress
+        return progress
+
+    def announce(self, progress: Progress) -> None:
+        """Tell whoever listens that ``progress`` was written."""
         told = signals.Progressed(
             task=self.task,
             id=self.id,
@@ -420,7 +422,6 @@ class Attempt:
             progress=progress,
         )
         self.tracker.send(signals.progressed, self.task, progressed=told)
-        return progress
 
     def leave(
         self,
@@ -471,7 +472,7 @@ class Attempt:
 
     def _progress(self) -> Progress | None:
         progress = self.reporter.snapshot()
-        if _content(progress) == Progress():
+        if content_of(progress) == Progress():
             return self._state.progress
         limit = self.tracker.store.limits.message_bytes
         return replace(progress, message=cut_text(progress.message, limit))
@@ -509,8 +510,8 @@ class Attempt:
         return state if state.known else self._state
 
 
-def _content(progress: Progress | None) -> Progress | None:
-    """What was reported, without what follows from the clock."""
+def content_of(progress: Progress | None) -> Progress | None:
+    """What was reported of ``progress``, without what follows from the clock."""
     return progress and replace(progress, rate=None, eta=None)
 
 

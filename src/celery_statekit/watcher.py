@@ -43,13 +43,15 @@ class Follow(Generic[View]):
     def news(self) -> View | None:
         """The newest version if it is one not seen yet."""
         record = self._store.read(self._key)
-        if record is None:
-            return None
+        return None if record is None or not self._is_new(record) else self._view(record)
+
+    def _is_new(self, record: Record) -> bool:
         same = self._incarnation in ("", record.incarnation)
-        if same and record.version <= self._after:
-            return None
-        self._after, self._incarnation = record.version, record.incarnation
-        return self._view(record)
+        new = not same or record.version > self._after
+        if new:
+            self._after = record.version
+        self._incarnation = record.incarnation
+        return new
 
 
 class _FollowTask(Follow[TaskState]):
@@ -63,12 +65,17 @@ class _FollowTask(Follow[TaskState]):
         self.last = TaskState(id=id)
 
     def news(self) -> TaskState | None:
-        state = super().news()
-        if state is None and self.last.state in ("UNKNOWN", "PENDING", "RETRY"):
+        record = self._store.read(self._key)
+        new = record is not None and self._is_new(record)
+        if record is not None and (new or self.last.source != "record"):
+            self.last = TaskState.from_record(record)
+        if new:
+            return self.last
+        if self.last.state in ("UNKNOWN", "PENDING", "RETRY"):
             state = self._from_celery()
-        if state is not None:
-            self.last = state
-        return state
+            self.last = state or self.last
+            return state
+        return None
 
     def _from_celery(self) -> TaskState | None:
         now = time.monotonic()
@@ -198,7 +205,9 @@ class Watcher:
                 yield state
                 if state.final:
                     return
-            elif not follow.last.known and after == 0 and waited > self.patience:
+            elif follow.last.final:
+                return
+            elif not follow.last.known and waited > self.patience:
                 raise UnknownTask(id, self.patience)
             elif timeout is not None and waited > timeout:
                 raise WatchTimeout(id, timeout, follow.last.state)

@@ -89,6 +89,7 @@ def pay(order: Order) -> None:
 CLASSES: Final[dict[str, Any]] = {
     "Address": Address,
     "Color": Color,
+    "Enum": enum.Enum,
     "Many": Many,
     "Order": Order,
     "OrderStates": OrderStates,
@@ -99,5 +100,4 @@ CLASSES: Final[dict[str, Any]] = {
     "str": str,
     "object": object,
     "dict[int, str]": dict[int, str],
-    "list[object]": list[object],
 }

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from celery_statekit.record import Limits
 
-from .shop import CLASSES, Order, pay
+from .shop import CLASSES, Order, Unfinished, pay
 
 #: Calls of hooks that nobody may call.
 hooked: Final[list[str]] = []
@@ -38,6 +38,13 @@ class Mute:
         raise RuntimeError("no repr")
 
     __str__ = __repr__
+
+
+class Later:
+    """Can only be iterated over with ``async for``."""
+
+    def __aiter__(self) -> Later:
+        return self
 
 
 #: A class whose name would break a line of a log.
@@ -111,6 +118,7 @@ def _member(of: str, name: str) -> Enum:
 #: Each makes its value anew.
 WORDS: Final[dict[str, Callable[..., Any]]] = {
     "async function": lambda: pay_later,
+    "async generator": Later,
     "bytes": lambda of: of.encode("latin-1"),
     "class": lambda of: CLASSES[of],
     "cycle": _cycle,
@@ -141,6 +149,8 @@ WORDS: Final[dict[str, Callable[..., Any]]] = {
     "text": lambda of, times: of * times,
     "torn": Torn,
     "tuple": lambda of: tuple(of),
+    "twice": lambda key: f"{{{json.dumps(key)}: 1, {json.dumps(key)}: 2}}",
+    "unfinished": Unfinished,
 }
 
 
@@ -164,6 +174,8 @@ def made_of(value: Any) -> list[tuple[Any, ...]]:
         kind = type(item).__name__
         if isinstance(item, int) and not isinstance(item, (bool, Enum)):
             parts.append((kind, hex(item)))
+        elif isinstance(item, str) and len(item) > 1000:
+            parts.append((kind, len(item), hash(item)))
         elif item is None or isinstance(item, (bool, float, str, bytes, Decimal, date, Enum)):
             parts.append((kind, repr(item)))
         elif id(item) in seen:
@@ -181,6 +193,5 @@ def _inside(item: Any) -> list[Any] | None:
         return [part for pair in item.items() for part in pair]
     if isinstance(item, (list, tuple, set, frozenset)):
         return list(item)
-    if isinstance(item, type) or not hasattr(item, "__dict__"):
-        return None
-    return [vars(item)]
+    own = None if isinstance(item, type) else getattr(item, "__dict__", None)
+    return [own] if type(own) is dict else None

@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from celery_statekit import ClientState, Clients, States
+from celery_statekit import Clients, ClientState, States
 from celery_statekit.record import Limits
 from celery_statekit.stores import SQLiteStore
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from celery_statekit import ClientState, Clients, StatefulTask
+from celery_statekit import Clients, ClientState, StatefulTask
 from celery_statekit.errors import ContentionTimeout, InvalidInput, NoSuchClient
 from celery_statekit.stores import MemoryStore
 
@@ -34,7 +34,7 @@ def test_all_clients_of_an_app_are_in_its_store(app: Celery) -> None:
 
     Clients(app, Order).update("o-17", add)
 
-    assert 1 == Clients(app, Order).get("o-17").count
+    assert Clients(app, Order).get("o-17").count == 1
 
 
 def test_the_apps_prefix_separates_it(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_the_apps_prefix_separates_it(tmp_path: Path) -> None:
 
     eu.create("o-17")
 
-    assert "o-17" == eu_too.get("o-17").client_id
+    assert eu_too.get("o-17").client_id == "o-17"
     with pytest.raises(NoSuchClient):
         us.get("o-17")
     for clients in (eu, us, eu_too):
@@ -65,8 +65,8 @@ def test_the_apps_deadline_holds(app: Celery) -> None:
     with orders.exclusive("o-17"), pytest.raises(ContentionTimeout) as caught:
         orders.update("o-17", add)
 
-    assert 0.01 == caught.value.seconds
-    assert 2.5 == Clients(app, Order, deadline=2.5).deadline
+    assert caught.value.seconds == 0.01
+    assert Clients(app, Order, deadline=2.5).deadline == 2.5
 
 
 def test_a_task_signs_what_it_does(app: Celery) -> None:
@@ -97,9 +97,9 @@ def test_a_retried_task_applies_a_named_update_once(app: Celery) -> None:
 
     Clients(app, Order).create("o-17")
 
-    assert 2 == charge.apply(("o-17",)).get()
+    assert charge.apply(("o-17",)).get() == 2
     # Another task applies it again.
-    assert 4 == charge.apply(("o-17",)).get()
+    assert charge.apply(("o-17",)).get() == 4
 
 
 def test_a_client_may_expire() -> None:
@@ -114,11 +114,11 @@ def test_a_client_may_expire() -> None:
         with orders.exclusive("o-17") as order:
             add(order)
         now += 59
-        assert 2 == orders.get("o-17").count
+        assert orders.get("o-17").count == 2
         now += 1
         with pytest.raises(NoSuchClient):
             orders.get("o-17")
-        assert [] == orders.list()
+        assert orders.list() == []
 
 
 @pytest.mark.parametrize("home", ["memory://", None, 5, Order, object()])

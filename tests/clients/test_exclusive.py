@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,12 @@ from typing import Any
 import pytest
 
 from celery_statekit import Clients
-from celery_statekit.clients import ONCE_KEPT
 from celery_statekit.errors import ContentionTimeout, InvalidInput, LeaseLost, NoSuchClient
-from celery_statekit.record import Record
 from celery_statekit.signals import ClientChanged
-from celery_statekit.stores import MemoryStore, SQLiteStore, Store
+from celery_statekit.stores import MemoryStore, SQLiteStore
 from celery_statekit.testing import ManualClock
 
-from .orders import DEADLINE, Order, OrderStates, add, pay
+from .orders import DEADLINE, Order, add, pay
 
 
 def test_a_block_is_stored_at_its_end(orders: Clients[Order], told: list[ClientChanged]) -> None:
@@ -38,8 +34,8 @@ def test_a_block_is_stored_at_its_end(orders: Clients[Order], told: list[ClientC
 
     assert Order("o-17") == during
     assert order == orders.get("o-17")
-    assert ["PAID"] == [change.to_state for change in orders.history("o-17")]
-    assert [("PAID", 1)] == [(changed.state, len(changed.changes)) for changed in told]
+    assert [change.to_state for change in orders.history("o-17")] == ["PAID"]
+    assert [(changed.state, len(changed.changes)) for changed in told] == [("PAID", 1)]
 
 
 def test_a_block_needs_a_client(orders: Clients[Order], hasty: Clients[Order]) -> None:
@@ -65,7 +61,7 @@ def test_nobody_writes_into_a_block(orders: Clients[Order], hasty: Clients[Order
 
     assert orders.key("o-17") == update.value.key
     assert update.value.attempts >= 1
-    assert 0.01 == update.value.seconds
+    assert update.value.seconds == 0.01
     assert Order("o-17", items=["book"]) == orders.get("o-17")
 
 
@@ -77,9 +73,9 @@ def test_other_clients_go_on(orders: Clients[Order], hasty: Clients[Order]) -> N
     with orders.exclusive("o-17"), hasty.exclusive("o-18") as neighbour:
         add(neighbour)
         hasty.create("o-19")
-        assert 3 == len(hasty.list())
+        assert len(hasty.list()) == 3
 
-    assert 1 == orders.get("o-18").count
+    assert orders.get("o-18").count == 1
 
 
 def test_updates_go_on_after_a_block(
@@ -104,7 +100,7 @@ def test_updates_go_on_after_a_block(
         order.count = 10
     updating.join(DEADLINE)
 
-    assert 11 == orders.get("o-17").count
+    assert orders.get("o-17").count == 11
 
 
 def test_a_block_that_raises_stores_nothing(orders: Clients[Order], hasty: Clients[Order]) -> None:
@@ -117,8 +113,8 @@ def test_a_block_that_raises_stores_nothing(orders: Clients[Order], hasty: Clien
         raise KeyError("till")
 
     assert Order("o-17") == orders.get("o-17")
-    assert [] == orders.history("o-17")
-    assert 1 == hasty.update("o-17", add).count
+    assert orders.history("o-17") == []
+    assert hasty.update("o-17", add).count == 1
 
 
 def test_a_block_whose_lease_ended_is_stored(orders: Clients[Order], clock: ManualClock) -> None:
@@ -129,7 +125,7 @@ def test_a_block_whose_lease_ended_is_stored(orders: Clients[Order], clock: Manu
         clock.advance(31)
         add(order)
 
-    assert 1 == orders.get("o-17").count
+    assert orders.get("o-17").count == 1
 
 
 @pytest.mark.parametrize("others", ["update", "exclusive", "delete"])
@@ -156,9 +152,9 @@ def test_a_block_that_was_overtaken_is_lost(
         overtake()
 
     assert (orders.key("o-17"), 30) == (caught.value.key, caught.value.seconds)
-    assert "BASKET" == orders.get("o-17").state
-    assert 1 == orders.get("o-17").count
-    assert [] == orders.history("o-17")
+    assert orders.get("o-17").state == "BASKET"
+    assert orders.get("o-17").count == 1
+    assert orders.history("o-17") == []
 
 
 def test_a_lost_block_does_not_end_the_next_ones_lease(
@@ -214,7 +210,7 @@ def test_what_is_no_duration_is_refused(
     with pytest.raises(InvalidInput, match="seconds"), orders.exclusive("o-17", seconds):
         pass
 
-    assert 1 == hasty.update("o-17", add).count
+    assert hasty.update("o-17", add).count == 1
 
 
 def test_an_update_that_keeps_losing_takes_the_lease(
@@ -245,8 +241,8 @@ def test_an_update_that_keeps_losing_takes_the_lease(
 
     orders.update("o-17", lose)
 
-    assert 6 == orders.get("o-17").count
-    assert 1 == len(acquired)
+    assert orders.get("o-17").count == 6
+    assert len(acquired) == 1
     assert acquired == released
 
 
@@ -291,9 +287,9 @@ def test_after_a_kill_the_others_go_on_when_the_lease_ends(tmp_path: Path) -> No
         command = [sys.executable, "-c", HOLDER, str(Path(__file__).parent), url]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
-            assert "inside\n" == holder.stdout.readline()
+            assert holder.stdout.readline() == "inside\n"
             holder.kill()
-            assert -signal.SIGKILL == holder.wait(DEADLINE)
+            assert holder.wait(DEADLINE) == -signal.SIGKILL
 
         with pytest.raises(ContentionTimeout):
             Clients(now, Order, deadline=0.01).update("o-17", add)

@@ -25,7 +25,7 @@ def add_and_pay(order: Order) -> None:
     pay(order)
 
 
-def work_alone(orders: Clients[Order], id: str) -> None:  # noqa: A002
+def work_alone(orders: Clients[Order], id: str) -> None:
     """The same in an ``exclusive`` block."""
     with orders.exclusive(id) as order:
         add_and_pay(order)
@@ -42,7 +42,7 @@ class Operation:
     needs_client: bool = True
 
 
-def count(orders: Clients[Order], id: str) -> int:  # noqa: A002
+def count(orders: Clients[Order], id: str) -> int:
     """How often a client was updated, told alike by the client and its history."""
     order = orders.get(id)
     assert order.count == len(orders.history(id))
@@ -50,7 +50,7 @@ def count(orders: Clients[Order], id: str) -> int:  # noqa: A002
     return order.count
 
 
-def is_there(orders: Clients[Order], id: str) -> int:  # noqa: A002
+def is_there(orders: Clients[Order], id: str) -> int:
     """1 where the client is stored."""
     try:
         return orders.get(id).items.count("book")
@@ -60,27 +60,27 @@ def is_there(orders: Clients[Order], id: str) -> int:  # noqa: A002
 
 OPERATIONS = {
     "create": Operation(
-        lambda orders, id: orders.create(id, items=["book"]),  # noqa: A006
+        lambda orders, id: orders.create(id, items=["book"]),
         is_there,
         needs_client=False,
     ),
     "update": Operation(
-        lambda orders, id: orders.update(id, add_and_pay),  # noqa: A006
+        lambda orders, id: orders.update(id, add_and_pay),
         count,
     ),
     "update once": Operation(
-        lambda orders, id: orders.update(id, add_and_pay, once="pay"),  # noqa: A006
+        lambda orders, id: orders.update(id, add_and_pay, once="pay"),
         count,
     ),
     "update that makes": Operation(
-        lambda orders, id: orders.update(id, lambda o: o.items.append("book"), create=True),  # noqa: A006
+        lambda orders, id: orders.update(id, lambda o: o.items.append("book"), create=True),
         is_there,
         needs_client=False,
     ),
     "exclusive": Operation(work_alone, count),
     "delete": Operation(
-        lambda orders, id: orders.delete(id),  # noqa: A006
-        lambda orders, id: 1 - is_there(orders, id),  # noqa: A006
+        lambda orders, id: orders.delete(id),
+        lambda orders, id: 1 - is_there(orders, id),
     ),
 }
 
@@ -106,7 +106,7 @@ def test_a_store_that_fails_at_any_call(
     """Whichever store call fails: StoreUnavailable and nothing applied, or all was applied."""
     items = [] if operation.applied is count else ["book"]
     for n in itertools.count(1):
-        id = f"o-{n}"  # noqa: A001
+        id = f"o-{n}"
         if operation.needs_client:
             orders.create(id, items=items)
         failing = FailsAt(store, n, until=10**9 if stays_down else 0)
@@ -125,7 +125,7 @@ def test_a_store_that_fails_at_any_call(
             # Whatever lease was left behind ends by itself, and the call may be made again.
             clock.advance(DEADLINE + 1)
             operation.run(Clients(store, Order, actor=actor, deadline=0.01), id)
-            assert 1 == operation.applied(orders, id)
+            assert operation.applied(orders, id) == 1
     assert n > 1
 
 
@@ -142,7 +142,7 @@ def test_a_blocks_own_error_is_what_is_raised(store: Store, orders: Clients[Orde
         failing.n, failing.until = 1, 10**9
         raise KeyError("till")
 
-    assert 0 == orders.get("o-17").count
+    assert orders.get("o-17").count == 0
 
 
 # --- lost replies --------------------------------------------------------------------------------
@@ -161,7 +161,7 @@ def test_a_lost_reply_is_settled(
         if operation.needs_client:
             orders.create(f"o-{n}")
         operation.run(lossy, f"o-{n}")
-        assert 1 == operation.applied(orders, f"o-{n}")
+        assert operation.applied(orders, f"o-{n}") == 1
 
 
 def test_many_lost_replies_in_a_row(store: Store, orders: Clients[Order]) -> None:
@@ -172,7 +172,7 @@ def test_many_lost_replies_in_a_row(store: Store, orders: Clients[Order]) -> Non
     for _ in range(50):
         lossy.update("o-17", add)
 
-    assert 50 == orders.get("o-17").count
+    assert orders.get("o-17").count == 50
 
 
 @pytest.mark.parametrize("applied", [True, False])
@@ -270,7 +270,7 @@ def test_a_write_that_arrives_late_is_applied_once(
     operation.run(Clients(late, Order, deadline=DEADLINE), "o-17")
     late.arrive()
 
-    assert 1 == operation.applied(orders, "o-17")
+    assert operation.applied(orders, "o-17") == 1
 
 
 def test_a_late_write_among_others(
@@ -278,12 +278,12 @@ def test_a_late_write_among_others(
 ) -> None:
     """Also when others write in between, so that the late one may come first, last or never."""
     for lag in range(6):
-        id = f"o-{lag}"  # noqa: A001
+        id = f"o-{lag}"
         orders.create(id)
         late = Late(store, lag)
         others = iter(range(2))
 
-        def change(order: Order, id: str = id, others: object = others) -> None:  # noqa: A002
+        def change(order: Order, id: str = id, others: object = others) -> None:
             if next(others, None) is not None:  # type: ignore[call-overload]
                 orders.update(id, lambda order: order.items.append("book"))
             order.enter(OrderStates.PAID if order.state == "BASKET" else OrderStates.SHIPPED)
@@ -295,4 +295,4 @@ def test_a_late_write_among_others(
         assert Order(id, items=["book"] * 2, count=1).to_dict() | {"state": "PAID"} == (
             orders.get(id).to_dict()
         )
-        assert 1 == len(orders.history(id))
+        assert len(orders.history(id)) == 1

@@ -67,7 +67,7 @@ class Machine(RuleBasedStateMachine):
         return Clients(store or self.store, Order, actor=actor, deadline=DEADLINE)
 
     @rule(id=IDS, items=ITEMS)
-    def create(self, id: str, items: list[str]) -> None:  # noqa: A002
+    def create(self, id: str, items: list[str]) -> None:
         if id in self.model:
             with pytest.raises(ClientExists):
                 self.clients().create(id, items=items)
@@ -76,7 +76,7 @@ class Machine(RuleBasedStateMachine):
             self.model[id] = Model(items=items)
 
     @rule(id=IDS, item=st.text(max_size=3))
-    def append(self, id: str, item: str) -> None:  # noqa: A002
+    def append(self, id: str, item: str) -> None:
         def change(order: Order) -> None:
             order.items.append(item)
             order.count += 1
@@ -91,13 +91,13 @@ class Machine(RuleBasedStateMachine):
             self.same(id, returned)
 
     @rule(id=IDS)
-    def begin(self, id: str) -> None:  # noqa: A002
+    def begin(self, id: str) -> None:
         model = self.model.get(id, Model())
         self.clients().update(id, count, create=True)
         self.model[id] = replace(model, count=model.count + 1)
 
     @rule(id=IDS, state=STATES, alone=st.booleans())
-    def move(self, id: str, state: OrderStates, alone: bool) -> None:  # noqa: A002
+    def move(self, id: str, state: OrderStates, alone: bool) -> None:
         if id not in self.model:
             return
         allowed = state.name in Order.flow().allowed(self.model[id].state)
@@ -114,7 +114,7 @@ class Machine(RuleBasedStateMachine):
             self.model[id] = self.model[id].entered(state)
 
     @rule(id=IDS, task_id=TASKS, name=st.sampled_from(["a", "b"]))
-    def named(self, id: str, task_id: str, name: str) -> None:  # noqa: A002
+    def named(self, id: str, task_id: str, name: str) -> None:
         if id not in self.model:
             return
         returned = self.clients(task_id).update(id, count, once=name)
@@ -125,7 +125,7 @@ class Machine(RuleBasedStateMachine):
         self.same(id, returned)
 
     @rule(id=IDS, other=IDS, late=st.booleans(), delete=st.booleans())
-    def overtaken(self, id: str, other: str, late: bool, delete: bool) -> None:  # noqa: A002
+    def overtaken(self, id: str, other: str, late: bool, delete: bool) -> None:
         """A block, and another who writes meanwhile, in time or after the lease's end."""
         if id not in self.model or other not in self.model:
             return
@@ -155,7 +155,7 @@ class Machine(RuleBasedStateMachine):
             self.model[id] = replace(before, count=before.count + 1)
 
     @rule(id=IDS)
-    def give_up(self, id: str) -> None:  # noqa: A002
+    def give_up(self, id: str) -> None:
         if id not in self.model:
             return
         with pytest.raises(KeyError), self.clients().exclusive(id, LEASE) as order:
@@ -163,12 +163,12 @@ class Machine(RuleBasedStateMachine):
             raise KeyError
 
     @rule(id=IDS)
-    def delete(self, id: str) -> None:  # noqa: A002
+    def delete(self, id: str) -> None:
         assert self.clients().delete(id) is (id in self.model)
         self.model.pop(id, None)
 
     @rule(id=IDS, n=st.integers(1, 8), alone=st.booleans())
-    def fail(self, id: str, n: int, alone: bool) -> None:  # noqa: A002
+    def fail(self, id: str, n: int, alone: bool) -> None:
         """The n-th call of the store fails: applied, or not and told."""
         if id not in self.model:
             return
@@ -186,7 +186,7 @@ class Machine(RuleBasedStateMachine):
             self.clock.advance(LEASE + 1)
 
     @rule(id=IDS, every=st.integers(1, 3), alone=st.booleans(), applied=st.booleans())
-    def lose(self, id: str, every: int, alone: bool, applied: bool) -> None:  # noqa: A002
+    def lose(self, id: str, every: int, alone: bool, applied: bool) -> None:
         """A reply or a request is lost: nobody notices."""
         if id not in self.model or (every == 1 and not applied):
             return
@@ -210,13 +210,13 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_same(self) -> None:
         assert sorted(self.model) == sorted(order.client_id for order in self.clients().list())
-        for id, model in self.model.items():  # noqa: A001
+        for id, model in self.model.items():
             self.same(id, self.clients().get(id))
             changes = self.clients().history(id)
             assert model.moves == [(change.from_state, change.to_state) for change in changes]
             assert list(range(1, len(changes) + 1)) == [change.number for change in changes]
 
-    def same(self, id: str, order: Order) -> None:  # noqa: A002
+    def same(self, id: str, order: Order) -> None:
         """The order is what the model says."""
         model = self.model[id]
         assert (id, model.items, model.count, model.state) == (

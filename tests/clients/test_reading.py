@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 
-from celery_statekit import ClientState, Clients
+from celery_statekit import Clients, ClientState
 from celery_statekit.errors import (
     CorruptRecord,
     InvalidState,
@@ -29,8 +29,8 @@ def test_nobody_is_nobody(orders: Clients[Order]) -> None:
     with pytest.raises(NoSuchClient) as caught:
         orders.get("o-17")
 
-    assert ("Order", "o-17") == (caught.value.client, caught.value.id)
-    assert [] == orders.history("o-17")
+    assert (caught.value.client, caught.value.id) == ("Order", "o-17")
+    assert orders.history("o-17") == []
 
 
 # --- lists ---------------------------------------------------------------------------------------
@@ -38,23 +38,23 @@ def test_nobody_is_nobody(orders: Clients[Order]) -> None:
 
 def test_a_list_has_every_client_of_the_class(store: Store, orders: Clients[Order]) -> None:
     """``list`` gives the clients of this class and prefix, by id, and nobody else's."""
-    for id in ("o-2", "o-10", "o-1"):  # noqa: A001
+    for id in ("o-2", "o-10", "o-1"):
         orders.create(id)
     Clients(store, ClientState).create("o-3")
     Clients(store, Order, prefix="other").create("o-4")
 
-    assert ["o-1", "o-10", "o-2"] == [order.client_id for order in orders.list()]
+    assert [order.client_id for order in orders.list()] == ["o-1", "o-10", "o-2"]
 
 
 def test_a_list_of_those_in_one_state(orders: Clients[Order]) -> None:
     """``list(state)`` takes a member or its stored name, and gives those that stand in it."""
-    for id in ("o-1", "o-2", "o-3"):  # noqa: A001
+    for id in ("o-1", "o-2", "o-3"):
         orders.create(id)
     orders.update("o-2", pay)
 
-    assert ["o-2"] == [order.client_id for order in orders.list(OrderStates.PAID)]
-    assert ["o-1", "o-3"] == [order.client_id for order in orders.list(state="BASKET")]
-    assert [] == orders.list("SHIPPED")
+    assert [order.client_id for order in orders.list(OrderStates.PAID)] == ["o-2"]
+    assert [order.client_id for order in orders.list(state="BASKET")] == ["o-1", "o-3"]
+    assert orders.list("SHIPPED") == []
 
 
 @pytest.mark.parametrize("state", ["READY", "paid", "", 5])
@@ -71,9 +71,9 @@ def test_a_list_is_no_longer_than_asked(orders: Clients[Order]) -> None:
     orders.update("o-4", pay)
     orders.update("o-5", pay)
 
-    assert ["o-0", "o-1"] == [order.client_id for order in orders.list(limit=2)]
-    assert ["o-4"] == [order.client_id for order in orders.list("PAID", limit=1)]
-    assert [] == orders.list(limit=0)
+    assert [order.client_id for order in orders.list(limit=2)] == ["o-0", "o-1"]
+    assert [order.client_id for order in orders.list("PAID", limit=1)] == ["o-4"]
+    assert orders.list(limit=0) == []
 
 
 def test_a_list_longer_than_a_page_of_the_store(store: Store, orders: Clients[Order]) -> None:
@@ -85,9 +85,9 @@ def test_a_list_longer_than_a_page_of_the_store(store: Store, orders: Clients[Or
         assert store.write(record, expect=None)
     orders.update("o-1001", pay)
 
-    assert 1000 == len(orders.list())
-    assert 1002 == len(orders.list(limit=5000))
-    assert ["o-1001"] == [order.client_id for order in orders.list("PAID")]
+    assert len(orders.list()) == 1000
+    assert len(orders.list(limit=5000)) == 1002
+    assert [order.client_id for order in orders.list("PAID")] == ["o-1001"]
 
 
 def test_a_client_deleted_meanwhile_is_left_out(
@@ -104,7 +104,7 @@ def test_a_client_deleted_meanwhile_is_left_out(
 
     monkeypatch.setattr(store, "read", read_late)
 
-    assert ["o-2"] == [order.client_id for order in orders.list()]
+    assert [order.client_id for order in orders.list()] == ["o-2"]
 
 
 def test_a_list_with_a_corrupt_record_says_so(store: Store, orders: Clients[Order]) -> None:
@@ -156,7 +156,7 @@ def test_a_store_that_keeps_no_leases(bare: Clients[Order]) -> None:
 
     bare.update("o-17", lose)
 
-    assert 6 == bare.get("o-17").count
+    assert bare.get("o-17").count == 6
     with pytest.raises(StoreError, match="lease"), bare.exclusive("o-17"):
         pass
 
@@ -169,9 +169,9 @@ def test_who_watches_gets_the_client_now_and_then_the_newer(orders: Clients[Orde
     orders.create("o-17")
     watch = orders.watch("o-17", timeout=DEADLINE)
 
-    assert "BASKET" == next(watch).state
+    assert next(watch).state == "BASKET"
     orders.update("o-17", pay)
-    assert "PAID" == next(watch).state
+    assert next(watch).state == "PAID"
 
 
 def test_who_watches_slowly_gets_the_newest(orders: Clients[Order]) -> None:
@@ -183,7 +183,7 @@ def test_who_watches_slowly_gets_the_newest(orders: Clients[Order]) -> None:
     for _ in range(10):
         orders.update("o-17", add)
 
-    assert 10 == next(watch).count
+    assert next(watch).count == 10
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_who_watches_misses_no_news(
     newer = next(watch)
 
     assert paid.is_set()
-    assert "PAID" == newer.state
+    assert newer.state == "PAID"
 
 
 def test_a_client_may_be_watched_before_it_is_made(orders: Clients[Order]) -> None:
@@ -240,9 +240,9 @@ def test_a_client_may_be_watched_before_it_is_made(orders: Clients[Order]) -> No
     second = next(steps)
 
     assert first is not None
-    assert [] == first.items
+    assert first.items == []
     assert second is not None
-    assert ["book"] == second.items
+    assert second.items == ["book"]
 
 
 def test_a_watch_ends_after_its_time(orders: Clients[Order]) -> None:
@@ -254,7 +254,7 @@ def test_a_watch_ends_after_its_time(orders: Clients[Order]) -> None:
     with pytest.raises(WatchTimeout) as caught:
         next(watch)
 
-    assert ("o-17", 0.001, "BASKET") == (caught.value.id, caught.value.seconds, caught.value.state)
+    assert (caught.value.id, caught.value.seconds, caught.value.state) == ("o-17", 0.001, "BASKET")
 
 
 def test_a_watch_ends_after_its_time_however_much_there_is_to_see(orders: Clients[Order]) -> None:
@@ -271,7 +271,7 @@ def test_a_watch_of_nobody_ends_after_its_time(orders: Clients[Order]) -> None:
     with pytest.raises(WatchTimeout) as caught:
         next(orders.watch("o-17", timeout=0.001))
 
-    assert "UNKNOWN" == caught.value.state
+    assert caught.value.state == "UNKNOWN"
 
 
 @pytest.mark.parametrize("reads", [1, 2, 3, 4])
@@ -295,7 +295,7 @@ def test_a_coroutine_watches_alike(
         await watch.aclose()
         return seen
 
-    assert ["BASKET", "PAID"] == asyncio.run(follow())
+    assert asyncio.run(follow()) == ["BASKET", "PAID"]
 
 
 def test_a_coroutines_watch_ends_after_its_time(orders: Clients[Order]) -> None:

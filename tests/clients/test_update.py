@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from celery_statekit import ClientState, Clients
+from celery_statekit import Clients, ClientState
 from celery_statekit.clients import ONCE_KEPT, Actor
 from celery_statekit.errors import (
     ClientExists,
@@ -52,8 +52,8 @@ def test_a_client_is_made_once(orders: Clients[Order]) -> None:
     with pytest.raises(ClientExists) as caught:
         orders.create("o-17", items=["pen"])
 
-    assert ("Order", "o-17") == (caught.value.client, caught.value.id)
-    assert ["book"] == orders.get("o-17").items
+    assert (caught.value.client, caught.value.id) == ("Order", "o-17")
+    assert orders.get("o-17").items == ["book"]
 
 
 def test_a_field_that_cannot_be_stored_makes_no_client(orders: Clients[Order]) -> None:
@@ -66,35 +66,35 @@ def test_a_field_that_cannot_be_stored_makes_no_client(orders: Clients[Order]) -
 
 
 @pytest.mark.parametrize("id", BAD_IDS)
-def test_what_is_no_id_is_refused_everywhere(orders: Clients[Order], id: Any) -> None:  # noqa: A002
+def test_what_is_no_id_is_refused_everywhere(orders: Clients[Order], id: Any) -> None:
     """Every call refuses an id that may not name a client."""
     for call in (
         orders.get,
         orders.create,
         orders.history,
         orders.delete,
-        lambda id: orders.update(id, add),  # noqa: A006
-        lambda id: orders.exclusive(id).__enter__(),  # noqa: A006
-        lambda id: next(orders.watch(id)),  # noqa: A006
+        lambda id: orders.update(id, add),
+        lambda id: orders.exclusive(id).__enter__(),
+        lambda id: next(orders.watch(id)),
     ):
         with pytest.raises(InvalidId):
             call(id)
-    assert [] == orders.list()
+    assert orders.list() == []
 
 
 @pytest.mark.parametrize(
     "id",
     ["*", "{a}", "a:b", "a%3Ab", "~", "../../etc/passwd", "'; DROP TABLE records;--", "ß" * 100],
 )
-def test_an_id_forges_no_other_key(orders: Clients[Order], id: str) -> None:  # noqa: A002
+def test_an_id_forges_no_other_key(orders: Clients[Order], id: str) -> None:
     """An id full of separators and quotes names one client, which is not its neighbour."""
     orders.create(id)
     orders.create(f"{id[:-1]} ")
 
     orders.update(id, add)
 
-    assert 1 == orders.get(id).count
-    assert 0 == orders.get(f"{id[:-1]} ").count
+    assert orders.get(id).count == 1
+    assert orders.get(f"{id[:-1]} ").count == 0
 
 
 def test_clients_of_two_classes_do_not_meet(store: Store, orders: Clients[Order]) -> None:
@@ -119,7 +119,7 @@ def test_a_deleted_client_is_gone(orders: Clients[Order]) -> None:
 
     with pytest.raises(NoSuchClient):
         orders.get("o-17")
-    assert [] == orders.history("o-17")
+    assert orders.history("o-17") == []
 
 
 def test_a_client_made_again_begins_again(orders: Clients[Order]) -> None:
@@ -131,9 +131,9 @@ def test_a_client_made_again_begins_again(orders: Clients[Order]) -> None:
     orders.create("o-17")
     orders.update("o-17", pay, once="pay")
 
-    assert "PAID" == orders.get("o-17").state
-    assert [] == orders.get("o-17").items
-    assert [1] == [change.number for change in orders.history("o-17")]
+    assert orders.get("o-17").state == "PAID"
+    assert orders.get("o-17").items == []
+    assert [change.number for change in orders.history("o-17")] == [1]
 
 
 # --- changing ------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ def test_an_update_is_stored(orders: Clients[Order]) -> None:
 
     updated = orders.update("o-17", lambda order: order.items.append("book"))
 
-    assert ["book"] == updated.items
+    assert updated.items == ["book"]
     assert updated == orders.get("o-17")
 
 
@@ -166,8 +166,8 @@ def test_no_update_of_what_is_not_there(orders: Clients[Order]) -> None:
         orders.update("o-17", add)
 
     assert isinstance(caught.value, LookupError)
-    assert ("Order", "o-17") == (caught.value.client, caught.value.id)
-    assert [] == orders.list()
+    assert (caught.value.client, caught.value.id) == ("Order", "o-17")
+    assert orders.list() == []
 
 
 def test_an_update_may_make_the_client(orders: Clients[Order]) -> None:
@@ -175,7 +175,7 @@ def test_an_update_may_make_the_client(orders: Clients[Order]) -> None:
     orders.update("o-17", add, create=True)
     orders.update("o-17", add, create=True)
 
-    assert 2 == orders.get("o-17").count
+    assert orders.get("o-17").count == 2
 
 
 def test_a_function_that_raises_leaves_nothing(
@@ -196,10 +196,10 @@ def test_a_function_that_raises_leaves_nothing(
         orders.update("o-18", fail, create=True)
 
     assert [Order("o-17", items=["book"])] == orders.list()
-    assert [] == orders.history("o-17")
-    assert [] == told
+    assert orders.history("o-17") == []
+    assert told == []
     # The name was not used up either.
-    assert 1 == orders.update("o-17", add, once="fail").count
+    assert orders.update("o-17", add, once="fail").count == 1
 
 
 def rename(order: Order) -> None:
@@ -241,9 +241,9 @@ def test_what_may_not_be_stored_is_not(
         change(order)
 
     assert [before, other] == orders.list()
-    assert [] == orders.history("o-17")
+    assert orders.history("o-17") == []
     # Nor is anything left that holds up the next.
-    assert 1 == orders.update("o-17", add).count
+    assert orders.update("o-17", add).count == 1
 
 
 def test_a_forbidden_move_says_what_is_allowed(orders: Clients[Order]) -> None:
@@ -255,13 +255,13 @@ def test_a_forbidden_move_says_what_is_allowed(orders: Clients[Order]) -> None:
         orders.update("o-17", pay)
 
     error = caught.value
-    assert ("Order", "o-17", "SHIPPED", "PAID", ()) == (
+    assert (
         error.task,
         error.id,
         error.from_state,
         error.to_state,
         error.allowed,
-    )
+    ) == ("Order", "o-17", "SHIPPED", "PAID", ())
 
 
 def test_a_record_over_the_stores_limit_is_refused() -> None:
@@ -272,7 +272,7 @@ def test_a_record_over_the_stores_limit_is_refused() -> None:
     with pytest.raises(PayloadTooLarge):
         orders.update("o-17", lambda order: order.items.append("x" * 1000))
 
-    assert [] == orders.get("o-17").items
+    assert orders.get("o-17").items == []
     orders.delete("o-17")
 
 
@@ -301,22 +301,22 @@ def test_moves_become_changes(store: Store, orders: Clients[Order]) -> None:
     run(store, "t-1", attempt=3).update("o-17", ship)
 
     paid, shipped = orders.history("o-17")
-    assert (1, "BASKET", "PAID", "card") == (
+    assert (
         paid.number,
         paid.from_state,
         paid.to_state,
         paid.reason,
-    )
-    assert (2, "PAID", "SHIPPED", "") == (
+    ) == (1, "BASKET", "PAID", "card")
+    assert (
         shipped.number,
         shipped.from_state,
         shipped.to_state,
         shipped.reason,
-    )
+    ) == (2, "PAID", "SHIPPED", "")
     for change in (paid, shipped):
-        assert 2 == change.version
-        assert ("shop.charge", "t-1", 3) == (change.task, change.task_id, change.attempt)
-        assert ("celery@host:4711", "o-17") == (change.worker, change.client_id)
+        assert change.version == 2
+        assert (change.task, change.task_id, change.attempt) == ("shop.charge", "t-1", 3)
+        assert (change.worker, change.client_id) == ("celery@host:4711", "o-17")
 
 
 def test_outside_a_task_nobody_is_named(orders: Clients[Order]) -> None:
@@ -326,7 +326,7 @@ def test_outside_a_task_nobody_is_named(orders: Clients[Order]) -> None:
 
     (change,) = orders.history("o-17")
 
-    assert ("", "", 0, "") == (change.task, change.task_id, change.attempt, change.worker)
+    assert (change.task, change.task_id, change.attempt, change.worker) == ("", "", 0, "")
 
 
 def test_numbers_go_on_over_updates(orders: Clients[Order]) -> None:
@@ -341,7 +341,7 @@ def test_numbers_go_on_over_updates(orders: Clients[Order]) -> None:
 
     history = plain.history("c-7")
     assert list(range(1, 16)) == [change.number for change in history]
-    assert "READY" == history[-1].to_state
+    assert history[-1].to_state == "READY"
     assert history[12:14] == plain.history("c-7", after=12, limit=2)
 
 
@@ -382,8 +382,8 @@ def test_a_named_update_is_one_tasks_own(store: Store, orders: Clients[Order]) -
     run(store, "t-1").update("o-17", add, once="charge again")
     run(store, "t-1").update("o-18", add, once="charge")
 
-    assert 3 == orders.get("o-17").count
-    assert 1 == orders.get("o-18").count
+    assert orders.get("o-17").count == 3
+    assert orders.get("o-18").count == 1
 
 
 def test_a_named_update_outside_a_task(orders: Clients[Order]) -> None:
@@ -394,7 +394,7 @@ def test_a_named_update_outside_a_task(orders: Clients[Order]) -> None:
         orders.update("o-17", add, once="import of May")
         Clients(orders.store, Order).update("o-17", add, once="import of May")
 
-    assert 1 == orders.get("o-17").count
+    assert orders.get("o-17").count == 1
 
 
 def test_a_repeated_update_tells_nothing(
@@ -407,8 +407,8 @@ def test_a_repeated_update_tells_nothing(
 
     run(store, "t-1").update("o-17", pay, once="pay")
 
-    assert [] == told
-    assert 1 == len(orders.history("o-17"))
+    assert told == []
+    assert len(orders.history("o-17")) == 1
 
 
 def test_names_are_kept_through_other_writes(store: Store, orders: Clients[Order]) -> None:
@@ -421,7 +421,7 @@ def test_names_are_kept_through_other_writes(store: Store, orders: Clients[Order
     orders.update("o-17", add)
     run(store, "t-1").update("o-17", add, once="charge")
 
-    assert 2 == orders.get("o-17").count
+    assert orders.get("o-17").count == 2
 
 
 def test_the_newest_names_are_kept(store: Store, orders: Clients[Order]) -> None:
@@ -433,10 +433,10 @@ def test_the_newest_names_are_kept(store: Store, orders: Clients[Order]) -> None
 
     for number in range(1, ONCE_KEPT + 1):
         task.update("o-17", add, once=f"row {number}")
-    assert ONCE_KEPT + 1 == orders.get("o-17").count
+    assert orders.get("o-17").count == ONCE_KEPT + 1
 
     task.update("o-17", add, once="row 0")
-    assert ONCE_KEPT + 2 == orders.get("o-17").count
+    assert orders.get("o-17").count == ONCE_KEPT + 2
 
 
 @pytest.mark.parametrize("once", ["", 5, b"charge", "a\n", "x" * 101, ("a", "b")])
@@ -447,7 +447,7 @@ def test_what_is_no_name_is_refused(orders: Clients[Order], once: Any) -> None:
     with pytest.raises(InvalidInput, match="once"):
         orders.update("o-17", add, once=once)
 
-    assert 0 == orders.get("o-17").count
+    assert orders.get("o-17").count == 0
 
 
 # --- what is told --------------------------------------------------------------------------------
@@ -462,11 +462,6 @@ def test_each_write_is_told(orders: Clients[Order], told: list[ClientChanged]) -
     orders.delete("o-17")
 
     assert [
-        ("Order", "o-17", 1, "BASKET", ()),
-        ("Order", "o-17", 2, "BASKET", ()),
-        ("Order", "o-17", 3, "PAID", ("PAID",)),
-        ("Order", "o-17", 0, "", ()),
-    ] == [
         (
             changed.kind,
             changed.id,
@@ -475,6 +470,11 @@ def test_each_write_is_told(orders: Clients[Order], told: list[ClientChanged]) -
             tuple(change.to_state for change in changed.changes),
         )
         for changed in told
+    ] == [
+        ("Order", "o-17", 1, "BASKET", ()),
+        ("Order", "o-17", 2, "BASKET", ()),
+        ("Order", "o-17", 3, "PAID", ("PAID",)),
+        ("Order", "o-17", 0, "", ()),
     ]
 
 
@@ -492,7 +492,7 @@ def test_it_is_told_after_the_write(orders: Clients[Order]) -> None:
     finally:
         client_changed.disconnect(receive, sender="Order")
 
-    assert [1] == read
+    assert read == [1]
 
 
 @pytest.mark.filterwarnings("default")
@@ -536,13 +536,13 @@ def test_an_older_document_is_upgraded_by_the_update(store: Store) -> None:
     Clients(store, OldParcel).create("p-1", grams=1500, colour="red")
     parcels = Clients(store, Parcel)
 
-    assert 1.5 == parcels.get("p-1").kilos
+    assert parcels.get("p-1").kilos == 1.5
     parcels.update("p-1", lambda parcel: setattr(parcel, "kilos", 2.0))
     with parcels.exclusive("p-1") as parcel:
         parcel.kilos += 1
 
     document = parcels.get("p-1").to_dict()
-    assert (2, 3.0, "red") == (document["version"], document["kilos"], document["colour"])
+    assert (document["version"], document["kilos"], document["colour"]) == (2, 3.0, "red")
 
 
 def test_a_newer_document_is_neither_read_nor_written(store: Store) -> None:
@@ -559,7 +559,7 @@ def test_a_newer_document_is_neither_read_nor_written(store: Store) -> None:
         pass
 
     assert stored == parcels.get("p-1")
-    assert 2.0 == parcels.update("p-1", lambda p: setattr(p, "kilos", 2.0)).kilos
+    assert parcels.update("p-1", lambda p: setattr(p, "kilos", 2.0)).kilos == 2.0
 
 
 def test_what_a_newer_release_keeps_beside_the_client_stays(
@@ -577,7 +577,7 @@ def test_what_a_newer_release_keeps_beside_the_client_stays(
 
     stored = store.read(orders.key("o-17"))
     assert stored is not None
-    assert [1, {"a": []}] == stored.document["watchers"]
+    assert stored.document["watchers"] == [1, {"a": []}]
 
 
 @pytest.mark.parametrize(
@@ -599,8 +599,8 @@ def test_a_record_that_is_no_client_is_told(
 
     for call in (
         orders.get,
-        lambda id: orders.update(id, add),  # noqa: A006
-        lambda id: orders.exclusive(id).__enter__(),  # noqa: A006
+        lambda id: orders.update(id, add),
+        lambda id: orders.exclusive(id).__enter__(),
     ):
         with pytest.raises(CorruptRecord):
             call("o-17")

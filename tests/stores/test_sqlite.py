@@ -502,6 +502,18 @@ def test_the_file_is_in_wal_mode(store: SQLiteStore, path: Path) -> None:
         assert connection.execute("PRAGMA synchronous").fetchall() == [(1,)]
 
 
+def test_a_file_that_was_set_back_is_in_wal_mode_again(path: Path) -> None:
+    """As some backups and tools leave it."""
+    with closing(SQLiteStore(path)) as store:
+        record = write(store, Record.first(KEY, {}))
+    with closing(sqlite3.connect(path)) as other:
+        assert other.execute("PRAGMA journal_mode = DELETE").fetchall() == [("delete",)]
+
+    with closing(SQLiteStore(path)) as store, closing(sqlite3.connect(path)) as other:
+        assert store.read(KEY) == record
+        assert other.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
+
+
 def test_threads_that_are_gone_leave_no_connection(store: SQLiteStore) -> None:
     """One after the other, any number of threads needs one connection."""
     for _ in range(20):

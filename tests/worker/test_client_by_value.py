@@ -174,6 +174,26 @@ def test_autoretry_does_not_hide_the_annotations(app, work, ended):
     assert isinstance(result.get(), Order)
 
 
+def test_annotation_may_speak_of_a_class_defined_later(app, work, ended):
+    """A task made at once, before the class its annotation names, hydrates all the same."""
+    app.finalize()
+    module = {"__name__": "shop", "app": app, "StatefulTask": StatefulTask, "Order": Order}
+    code = """
+from __future__ import annotations
+@app.task(base=StatefulTask)
+def load(order: Later) -> Later:
+    assert type(order) is Later
+    return order
+class Later(Order):
+    pass
+"""
+    exec(compile(code, "shop.py", "exec", dont_inherit=True), module)
+    work()
+    result = module["load"].delay(module["Later"]("o-1"))
+    assert ended(result).state == "SUCCESS"
+    assert type(result.get()) is module["Later"]
+
+
 def test_without_annotation_it_is_a_dict(app, work, ended):
     """A parameter that says nothing gets the plain document, and a result stays one."""
 

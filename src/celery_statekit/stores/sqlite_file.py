@@ -180,9 +180,10 @@ class SQLiteFile:
         deadline = time.monotonic() + self.timeout
         while True:
             try:
-                if self._is_new(connection):
+                new = self._is_new(connection)
+                self._share(connection)
+                if new:
                     self._create(connection)
-                connection.execute("PRAGMA synchronous = NORMAL")
             except sqlite3.OperationalError as exc:  # noqa: PERF203 - it waits here
                 # SQLite does not wait for a writer when it goes into WAL mode.
                 if "locked" not in str(exc) or time.monotonic() >= deadline:
@@ -208,10 +209,14 @@ class SQLiteFile:
             )
         return False
 
-    def _create(self, connection: Connection) -> None:
+    def _share(self, connection: Connection) -> None:
+        # Each time: backups and other tools may have set the file back.
         ((mode,),) = connection.execute("PRAGMA journal_mode = WAL").fetchall()
         if mode != "wal":
             raise StoreUnavailable(self.name, "its file system cannot share memory (WAL)")
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    def _create(self, connection: Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
         if self._is_new(connection):
             for statement in TABLES:
