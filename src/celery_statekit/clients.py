@@ -8,7 +8,9 @@ then wait. The lease is for liveness; the version that the store compares is wha
 from __future__ import annotations
 
 import builtins
+import inspect
 import logging
+import math
 import os
 import random
 import time
@@ -23,7 +25,6 @@ from celery import Celery
 from celery_statekit import signals
 from celery_statekit.client import ClientState
 from celery_statekit.errors import (
-    AmbiguousWrite,
     ClientExists,
     ContentionTimeout,
     CorruptRecord,
@@ -35,9 +36,9 @@ from celery_statekit.errors import (
     WatchTimeout,
 )
 from celery_statekit.record import Change, Record, check_id, client_key, cut_text
-from celery_statekit.settings import Settings
+from celery_statekit.settings import Settings, unwrapped
 from celery_statekit.stores.base import Enumerates, Leases, Store
-from celery_statekit.tracker import settle
+from celery_statekit.tracker import write_settled
 from celery_statekit.watcher import Follow, apace, pace
 
 logger = logging.getLogger(__name__)
@@ -127,10 +128,15 @@ class Clients(Generic[Client]):
         if isinstance(home, Store):
             self.store = home
         else:
+            if not isinstance(unwrapped(home), Celery):
+                raise InvalidInput("no home of clients", "home", home, "an app or a store")
             settings = Settings.of(home)
             self.store = settings.store
             prefix = prefix or settings.values.prefix
             deadline = deadline or settings.values.update_deadline
+        for path, value in (("deadline", deadline), ("ttl", ttl)):
+            if value is not None:
+                _check_seconds(path, value)
         self.client = client
         self.actor = actor or Actor()
         self.ttl = ttl
@@ -176,7 +182,7 @@ class Clients(Generic[Client]):
         prefix = client_key(self.client.kind, "", prefix=self.prefix)
         found: builtins.list[Client] = []
         after = ""
-        while keys := self.store.keys(prefix, after):
+        while limit > 0 and (keys := self.store.keys(prefix, after)):
             for key in keys:
                 record = self.store.read(key)
                 if record is None:
@@ -209,9 +215,11 @@ class Clients(Generic[Client]):
             client = follow.news()
             if client is not None:
                 last = client.state
-            elif timeout is not None and time.monotonic() - began > timeout:
+                yield client
+            if timeout is not None and time.monotonic() - began > timeout:
                 raise WatchTimeout(id, timeout, last)
-            yield client
+            if client is None:
+                yield None
 
     # --- writing ------------------------------------------------------------------------------
 
@@ -253,6 +261,8 @@ class Clients(Generic[Client]):
             AmbiguousWrite: a reply was lost and what became of it cannot be told.
             IllegalTransition, InvalidClientState, PayloadTooLarge: nothing was applied.
         """
+        if inspect.iscoroutinefunction(change):
+            raise InvalidInput("not called", "change", change, "a function that is not async")
         name = None if once is None else (self.actor.task_id, _once_name(once))
         with _Race(self, id) as race:
             while True:
@@ -288,8 +298,7 @@ class Clients(Generic[Client]):
         """
         if not isinstance(self.store, Leases):
             raise StoreError(self.store.name, "it keeps no leases")
-        if not seconds > 0:
-            raise InvalidInput("no duration", "seconds", seconds, "seconds, a number over 0")
+        _check_seconds("seconds", seconds)
         with _Race(self, id) as race:
             race.take_lease(seconds)
             while True:
@@ -308,7 +317,12 @@ class Clients(Generic[Client]):
                 written = self._write(client, marked, replace(document, held=""))
             except BaseException:
                 free = marked.next(replace(document, held="").to_dict())
-                self._settled_write(free, marked, ())
+                try:
+                    self._settled_write(free, marked, ())
+                except StoreError:
+                    logger.warning(
+                        "a mark was not taken back; it ends with its lease", exc_info=True
+                    )
                 raise
             if written is None:
                 raise LeaseLost(self.key(id), seconds)
@@ -345,10 +359,7 @@ class Clients(Generic[Client]):
     def _settled_write(
         self, record: Record, expect: Record | None, changes: tuple[Change, ...]
     ) -> bool:
-        try:
-            return self.store.write(record, expect=expect, changes=changes, ttl=self.ttl)
-        except AmbiguousWrite as ambiguous:
-            return settle(self.store, record, ambiguous)
+        return write_settled(self.store, record, expect=expect, changes=changes, ttl=self.ttl)
 
     def _changes(self, client: Client, before: int, version: int) -> tuple[Change, ...]:
         at = time.time()
@@ -377,6 +388,11 @@ class Clients(Generic[Client]):
         signals.client_changed.send(sender=kind, changed=changed)
 
 
+def _check_seconds(path: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InvalidInput("no duration", path, value, "seconds, a finite number over 0")
+
+
 def _once_name(once: object) -> str:
     if not isinstance(once, str) or not once.isprintable() or not 0 < len(once) <= 100:
         raise InvalidInput("no name", "once", once, "a printable str of 1 to 100 characters")
@@ -393,6 +409,7 @@ class _Race(AbstractContextManager["_Race"]):
         self._deadline = time.monotonic() + clients.deadline
         self._losses = 0
         self._leased = False
+        self._lease = 0.0
         self.owner = os.urandom(8).hex()
 
     def __exit__(self, *_: object) -> None:
@@ -405,8 +422,8 @@ class _Race(AbstractContextManager["_Race"]):
     def read(self) -> Record | None:
         """The newest version, when no other ``exclusive`` block works on it."""
         record = self._store.read(self._key)
-        if record is not None and not self._leased and record.document.get("held"):
-            self.take_lease(self._seconds)
+        if record is not None and record.document.get("held", self.owner) != self.owner:
+            self.take_lease(self._lease or self._seconds)
             record = self._store.read(self._key)
         return record
 
@@ -435,7 +452,7 @@ class _Race(AbstractContextManager["_Race"]):
             self._losses += 1
             self._check_deadline()
             time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 - jitter
-        self._leased = True
+        self._leased, self._lease = True, seconds
 
     def _check_deadline(self) -> None:
         if time.monotonic() > self._deadline:

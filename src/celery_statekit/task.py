@@ -250,7 +250,7 @@ class StatefulTask(Task):
         attempt, report = self._begun(request)
         request.statekit_running = True
         try:
-            if self._hydration is not None:
+            if self._hydration is not None and not self._hydration.idle:
                 args, kwargs = self._hydration.arguments(args, kwargs)
             if self._own_call is not None:
                 returned = self._own_call(*args, **kwargs)
@@ -471,8 +471,7 @@ def _hydration_of(task: type[StatefulTask]) -> Hydration | None:
     from celery_statekit.hydration import Hydration  # noqa: PLC0415 - as said above
 
     static = isinstance(inspect.getattr_static(task, "run"), staticmethod)
-    hydration = Hydration.of(task.run, bound=not static)
-    return None if hydration.idle else hydration
+    return Hydration.of(task.run, bound=not static)
 
 
 def _with_client(options: dict[str, Any], client_id: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 #: How long, in seconds, a write may go on losing races before it gives up.
 DEADLINE: Final = 5.0
+
+#: How often a write whose reply is lost is repeated.
+TRIES: Final = 10
 
 #: What became of a report from outside the run.
 Outcome: TypeAlias = Literal["moved", "ended", "another run"]
@@ -243,10 +246,7 @@ class Tracker:
         self, new: Record, expect: Record | None, change: Change | None, ttl: float | None
     ) -> bool:
         changes = () if change is None else (change,)
-        try:
-            return self.store.write(new, expect=expect, changes=changes, ttl=ttl)
-        except AmbiguousWrite as ambiguous:
-            return settle(self.store, new, ambiguous)
+        return write_settled(self.store, new, expect=expect, changes=changes, ttl=ttl)
 
     def _change(
         self,
@@ -515,21 +515,52 @@ def content_of(progress: Progress | None) -> Progress | None:
     return progress and replace(progress, rate=None, eta=None)
 
 
-def settle(store: Store, write: Record, ambiguous: AmbiguousWrite) -> bool:
-    """Whether a write whose reply was lost was applied: its id stands in the record or not.
+def write_settled(
+    store: Store,
+    record: Record,
+    *,
+    expect: Record | None,
+    changes: Sequence[Change],
+    ttl: float | None,
+) -> bool:
+    """As ``store.write``, but where the reply is lost it is found out what became of the write.
+
+    The same write is repeated as long as nobody else has written: it carries its own id, so that
+    one which arrives late, after its reply was given up, is known again and not applied twice.
 
     Raises:
         AmbiguousWrite: that cannot be told, for the record is gone or far ahead by now.
     """
-    try:
-        current = store.read(write.key)
-    except StoreUnavailable:
-        raise ambiguous from None
+    doubt: AmbiguousWrite | None = None
+    for _ in range(TRIES):
+        try:
+            if store.write(record, expect=expect, changes=changes, ttl=ttl):
+                return True
+            if doubt is None:
+                return False
+        except AmbiguousWrite as ambiguous:
+            doubt = ambiguous
+        try:
+            current = store.read(record.key)
+        except StoreUnavailable:
+            raise doubt from None
+        applied = _applied(record, expect, current)
+        if applied in ("yes", "no"):
+            return applied == "yes"
+        if applied == "unknown":
+            raise doubt
+    raise doubt or AssertionError
+
+
+def _applied(
+    write: Record, expect: Record | None, current: Record | None
+) -> Literal["yes", "no", "not yet", "unknown"]:
     if current is None:
-        if write.version == 1:
-            return False
-        raise ambiguous
-    applied = current.follows(write)
-    if applied is None:
-        raise ambiguous
-    return applied
+        return "not yet" if expect is None else "unknown"
+    if expect is not None and current.same(expect):
+        return "not yet"
+    follows = current.follows(write)
+    if follows is None:
+        # Another incarnation began in the same place: ours was not, or is gone again.
+        return "no" if expect is None and current.version == 1 else "unknown"
+    return "yes" if follows else "no"

@@ -203,15 +203,13 @@ class Watcher:
             waited = time.monotonic() - began
             if state is not None:
                 yield state
-                if state.final:
-                    return
-            elif follow.last.final:
+            if follow.last.final:
                 return
-            elif not follow.last.known and waited > self.patience:
+            if not follow.last.known and waited > self.patience:
                 raise UnknownTask(id, self.patience)
-            elif timeout is not None and waited > timeout:
+            if timeout is not None and waited > timeout:
                 raise WatchTimeout(id, timeout, follow.last.state)
-            else:
+            if state is None:
                 yield None
 
 
@@ -248,7 +246,7 @@ async def apace(steps: Iterator[View | None], poll: float) -> AsyncIterator[View
 
     def step() -> list[View | None]:
         # StopIteration cannot cross a future; an empty list can.
-        return [found for found, _ in zip(steps, "1", strict=False)]
+        return [found for _, found in zip("1", steps, strict=False)]
 
     while found := await asyncio.to_thread(step):
         if found[0] is None:

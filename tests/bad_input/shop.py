@@ -16,7 +16,7 @@ class OrderStates(States):
     PAID = "Paid"
     SHIPPED = "Shipped"
 
-    __guards__ = {("PAID", "SHIPPED"): lambda order: bool(order.items) or "nothing to ship"}
+    __guards__ = {("BASKET", "SHIPPED"): lambda order: bool(order.items) or "nothing to ship"}
 
 
 class Twin(enum.Enum):

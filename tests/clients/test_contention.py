@@ -44,6 +44,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_no_update_of_processes_is_lost_or_doubled_though_two_are_killed(tmp_path: Path) -> None:
     """8 processes of 1,000 updates, two of them killed -9 on the way.
 
@@ -79,7 +80,7 @@ def test_no_update_of_processes_is_lost_or_doubled_though_two_are_killed(tmp_pat
         for name, updates in KILLED.items():
             wait_until(lambda name=name, updates=updates: len(acknowledged(name)) >= updates)
             processes[name].kill()
-        ended = {name: process.wait(DEADLINE) for name, process in processes.items()}
+        ended = {name: process.wait(storm.PATIENCE) for name, process in processes.items()}
 
     assert {name: -9 if name in KILLED else 0 for name in names} == ended
     pendulum = clients.get("p-1")

@@ -69,15 +69,9 @@ def build(place: Place) -> Celery:
     app.conf.update(_settings(place))
     if place.mode == "setup":
         setup(app)
-        options: dict[str, Any] = {}
-        base: Any = app.Task
-    elif place.mode == "base":
-        base = StatefulTask
-        options = {"base": StatefulTask}
-    else:  # Celery alone, to compare with
-        base = app.Task
-        options = {}
-    _add_tasks(app, place, base, options)
+        _add_tasks(app, place, app.Task, {})
+    else:
+        _add_tasks(app, place, StatefulTask, {"base": StatefulTask})
     return app
 
 
@@ -105,14 +99,11 @@ def _settings(place: Place) -> dict[str, Any]:
         "task_default_routing_key": place.name,
         "task_track_started": True,
         "task_acks_late": place.ack == "late",
-        "worker_hijack_root_logger": True,
         "statekit_store": f"sqlite:///{place.folder}/store.sqlite",
     }
 
 
-def _add_tasks(  # noqa: C901 - a list of small tasks
-    app: Celery, place: Place, base: Any, options: dict[str, Any]
-) -> None:
+def _add_tasks(app: Celery, place: Place, base: Any, options: dict[str, Any]) -> None:
     def task(name: str, **more: Any) -> Callable[[Any], Any]:
         return app.task(name=f"matrix.{name}", bind=True, shared=False, **{**options, **more})
 

@@ -15,7 +15,7 @@ import pytest
 
 from .app import Place
 from .cells import CONFIGURATIONS, OUTCOMES, SHORT, Configuration, read_cells
-from .lanes import measure
+from .outcomes import measure
 
 MEASURED = SHORT if os.environ.get("STATEKIT_MATRIX") == "short" else CONFIGURATIONS
 ENDS = {"SUCCESS", "FAILURE", "REVOKED"}

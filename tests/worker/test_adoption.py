@@ -683,11 +683,12 @@ def test_expired_task_is_revoked(app, work, ended, states_of):
 def test_sent_by_name(app, work, ended, states_of):
     """``app.send_task`` records PENDING of a task that the app knows."""
 
-    @app.task(base=StatefulTask, name="shop.load")
+    @app.task(base=StatefulTask, name="shop.sent_by_name")
     def load(n):
         return n
 
-    result = app.send_task("shop.load", (3,))
+    app.finalize()
+    result = app.send_task("shop.sent_by_name", (3,))
     assert load.AsyncResult(result.id).task_state.state == "PENDING"
     work()
     ended(load.AsyncResult(result.id))
