@@ -34,19 +34,40 @@ CLAIM: Final = "celery-statekit-tests-claim"
 CLAIM_ENDS: Final = 3600
 
 
-# --- examples ------------------------------------------------------------------------------------
+# --- apps ----------------------------------------------------------------------------------------
 
-
-#: What Celery itself adds to each app; ``@app.task`` adds the task of one app to all later ones.
+#: What Celery itself adds to each app. ``@app.task`` adds the task of one app to all later ones,
+#: so without what follows each test would have the tasks of all others.
 BUILT_IN: Final = frozenset(_state._on_app_finalizers)  # noqa: SLF001 - Celery offers no way
 
 
+def pytest_collection_finish() -> None:
+    """Forget the tasks of apps that were made when the tests were imported."""
+    _state._on_app_finalizers.intersection_update(BUILT_IN)  # noqa: SLF001
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _tasks_of_a_module() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "_on_app_finalizers", set(BUILT_IN))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _tasks_of_a_test(_tasks_of_a_module: None) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_state, "_on_app_finalizers", set(_state._on_app_finalizers))  # noqa: SLF001
+        yield
+
+
+# --- examples ------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def apart(_tasks_of_a_module: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Run the examples of one document in an empty folder, as if there were no other app."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("examples"))
-        patch.setattr(_state, "_on_app_finalizers", set(BUILT_IN))
         patch.setattr(_state, "default_app", None)
         patch.setattr(_state._tls, "current_app", None)  # noqa: SLF001
         yield

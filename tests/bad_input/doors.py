@@ -330,6 +330,10 @@ def name_of_many_states(place: Place, check: Check) -> None:
     check(Flow.of(CLASSES["Many"]).name_of, nothing)
 
 
+#: What a report is made of, and does not change.
+MADE_OF: Final = ("_task", "_request", "_attempt")
+
+
 def _in_run(
     place: Place, act: Callable[[Any, Any], object], check: Check, states: Any = OrderStates
 ) -> None:
@@ -341,7 +345,9 @@ def _in_run(
         store, report = Settings.of(place.app).store, self.request.statekit_report
 
         def state() -> object:
-            told = report.reported, report.meta, self.task_state
+            told = self.task_state, {
+                name: value for name, value in vars(report).items() if name not in MADE_OF
+            }
             return shelf_rows(store), told, _reported(self.progress)
 
         check(lambda given: act(self, given), state)

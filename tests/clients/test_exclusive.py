@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +198,59 @@ def test_a_block_whose_lease_ended_before_it_began_waits_again(
             order.items.append("book")
 
     assert Order("o-17", count=1) == orders.get("o-17")
+
+
+def test_an_update_whose_lease_ended_before_it_began_waits_again(
+    store: MemoryStore | SQLiteStore,
+    orders: Clients[Order],
+    hasty: Clients[Order],
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who was stopped after it waited for a block does not write into the next one."""
+    orders.create("o-17")
+    acquire = store.acquire
+    with ExitStack() as first, ExitStack() as second:
+
+        def stop_after(key: str, owner: str, seconds: float) -> bool:
+            monkeypatch.setattr(store, "acquire", acquire)
+            clock.advance(31)
+            assert acquire(key, owner, seconds)
+            clock.advance(31)
+            add(second.enter_context(orders.exclusive("o-17", seconds=3600)))
+            return True
+
+        first.enter_context(orders.exclusive("o-17", seconds=30))
+        monkeypatch.setattr(store, "acquire", stop_after)
+        with pytest.raises(ContentionTimeout):
+            hasty.update("o-17", lambda order: order.items.append("book"))
+        with pytest.raises(LeaseLost):
+            first.close()
+
+    assert orders.get("o-17") == Order("o-17", count=1)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_after_a_block_nobody_needs_a_lease(
+    store: MemoryStore | SQLiteStore,
+    orders: Clients[Order],
+    monkeypatch: pytest.MonkeyPatch,
+    raises: bool,
+) -> None:
+    """When a block is over, by the next update at the latest, updates cost what they did before."""
+    orders.create("o-17")
+    with suppress(KeyError), orders.exclusive("o-17"):
+        if raises:
+            raise KeyError
+    if raises:
+        orders.update("o-17", add)
+
+    def refuse(*_: object) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(store, "acquire", refuse)
+
+    orders.update("o-17", add)
 
 
 @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), True, "30", None], ids=repr)

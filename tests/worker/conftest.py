@@ -34,7 +34,7 @@ def _quick_and_clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     drain_events = memory.Transport.drain_events
 
     def drain_quickly(self: Any, connection: Any, timeout: float | None = None) -> Any:
-        return drain_events(self, connection, timeout=min(timeout or 0.02, 0.02))
+        return drain_events(self, connection, timeout=min(timeout or 0.01, 0.01))
 
     def log_nothing_new(**_: Any) -> None:
         """Stand in for Celery's own set-up of logging, which takes pytest's handlers away."""

@@ -75,10 +75,9 @@ def test_second_delivery_after_the_end_does_nothing(app, work, ended, idle, fail
     assert len(result.history()) == 3
 
 
-def test_duplicate_fires_no_link_and_no_body_twice(app, work, place, ended, deliver_twice, idle):
+@pytest.mark.parametrize("place", ["solo-memory"], indirect=True)  # one delivery after the other
+def test_duplicate_fires_no_link_and_no_body_twice(app, work, ended, deliver_twice, idle):
     """When each message comes twice, callbacks, chain steps and chord bodies run once."""
-    if place[0] == "threads":
-        pytest.skip("two deliveries at the same time are another test")
     runs = []
 
     @app.task(bind=True, base=StatefulTask)
@@ -204,11 +203,13 @@ def test_revoked_before_it_begins(app, work, ended, until, states_of):
 # --- two runs at the same time -------------------------------------------------------------------
 
 
+#: Solo runs one task at a time.
+threads = pytest.mark.parametrize("place", ["threads-memory", "threads-sqlite"], indirect=True)
+
+
 @pytest.fixture
-def takeover(app, place, work, gate, ended, until):
+def takeover(app, work, gate, ended, until):
     """Have a task run twice at the same time; the first goes on when the second has ended."""
-    if place[0] == "solo":
-        pytest.skip("one run at a time")
 
     def run(body, *, task_options=None, **options):
         begun, go = gate(), gate()
@@ -245,6 +246,7 @@ def takeover(app, place, work, gate, ended, until):
 SECOND = ["PENDING", "STARTED", "STARTED", "SUCCESS"]
 
 
+@threads
 def test_stale_run_may_enter_nothing(takeover, states_of, hear, idle):
     """``enter`` in a run that was taken over raises ``StaleAttempt``, and is signalled."""
     heard = hear(signals.attempt_fenced)
@@ -262,6 +264,7 @@ def test_stale_run_may_enter_nothing(takeover, states_of, hear, idle):
     assert (heard[0].attempt, heard[0].current, heard[0].wanted) == (1, 2, "READING")
 
 
+@threads
 def test_stale_run_that_only_returns_is_refused(takeover, states_of, idle, hear):
     """A run that was taken over and returns without a word changes nothing."""
     heard = hear(signals.attempt_fenced)
@@ -273,6 +276,7 @@ def test_stale_run_that_only_returns_is_refused(takeover, states_of, idle, hear)
     assert len(heard) >= 1
 
 
+@threads
 def test_stale_run_that_raises_is_no_failure(takeover, states_of, idle):
     """A run that was taken over and raises does not make the task a failure."""
 
@@ -285,6 +289,7 @@ def test_stale_run_that_raises_is_no_failure(takeover, states_of, idle):
     assert (run.result.state, run.result.get()) == ("SUCCESS", "second")
 
 
+@threads
 def test_stale_progress_is_not_written(takeover, idle):
     """What a stale run reports stands nowhere."""
 
@@ -296,6 +301,7 @@ def test_stale_progress_is_not_written(takeover, idle):
     assert run.result.task_state.progress is None
 
 
+@threads
 @pytest.mark.parametrize("fails", [False, True])
 def test_stale_run_fires_no_links_and_no_errbacks(app, takeover, idle, fails):
     """Links and errbacks of a stale run are not sent."""
@@ -320,6 +326,7 @@ def test_stale_run_fires_no_links_and_no_errbacks(app, takeover, idle, fails):
     assert fired == ["second"]
 
 
+@threads
 def test_stale_retry_is_not_sent(takeover, idle, states_of):
     """A stale run that retries sends no message: it would take over from the run that counts."""
 
@@ -340,6 +347,7 @@ def test_stale_retry_is_not_sent(takeover, idle, states_of):
     assert states_of(run.result) == SECOND
 
 
+@threads
 def test_autoretry_lets_the_fence_through(takeover, idle, states_of):
     """``autoretry_for=(Exception,)`` does not retry a run that was refused as stale."""
 
@@ -353,6 +361,7 @@ def test_autoretry_lets_the_fence_through(takeover, idle, states_of):
     assert states_of(run.result) == SECOND
 
 
+@threads
 def test_stale_run_stops_at_its_next_item(takeover, idle):
     """A loop of a stale run is left soon after its first report was refused."""
 
@@ -369,6 +378,7 @@ def test_stale_run_stops_at_its_next_item(takeover, idle):
     assert isinstance(run.left, StaleAttempt)
 
 
+@threads
 def test_stale_run_cannot_swallow_its_fence(takeover, states_of, idle):
     """A stale run that catches everything and returns is refused all the same."""
 
@@ -384,10 +394,9 @@ def test_stale_run_cannot_swallow_its_fence(takeover, states_of, idle):
     assert states_of(run.result) == SECOND
 
 
-def test_first_run_that_ends_first_ends_the_task(app, place, work, gate, ended, until, idle):
-    """A run that is taken over, and a run that has taken over: only the newer one may end it."""
-    if place[0] == "solo":
-        pytest.skip("one run at a time")
+@threads
+def test_run_that_was_taken_over_does_not_end_the_task(app, work, gate, ended, idle):
+    """While the newer run goes on, the older one returns, and the task has not ended."""
     first_begun, second_begun, first_left, go = gate(), gate(), gate(), gate()
 
     @app.task(bind=True, base=StatefulTask)

@@ -276,10 +276,9 @@ def test_retry_begins_a_new_progress_and_keeps_the_last(app, work, ended, gate, 
     assert (state.progress.current, state.last_progress.current) == (1, 5)
 
 
-def test_retry_whose_next_attempt_begins_at_once_loses_nothing(app, work, place, ended, states_of):
+@pytest.mark.parametrize("place", ["threads-memory", "threads-sqlite"], indirect=True)
+def test_retry_whose_next_attempt_begins_at_once_loses_nothing(app, work, ended, states_of):
     """Celery publishes a retry before it says so: RETRY and the progress are kept all the same."""
-    if place[0] == "solo":
-        pytest.skip("one run at a time")
     begun = threading.Event()
 
     def hold_the_first(headers, **_):
@@ -440,10 +439,9 @@ def test_self_progress_in_a_thread_of_ones_own_says_what_to_do(app, work, ended)
     assert "self.progress" in str(raised[0])
 
 
-def test_two_runs_of_one_task_do_not_mix(app, work, place, ended, gate, until):
+@pytest.mark.parametrize("place", ["threads-memory", "threads-sqlite"], indirect=True)
+def test_two_runs_of_one_task_do_not_mix(app, work, ended):
     """Two runs of one task at the same time each have a progress of their own."""
-    if place[0] == "solo":
-        pytest.skip("one run at a time")
     both = threading.Barrier(2, timeout=10)
 
     @app.task(bind=True, base=StatefulTask)

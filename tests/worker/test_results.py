@@ -304,6 +304,23 @@ def test_wait_until_a_state_that_was_passed(load, work, go, ended):
     assert result.wait(until="READING", timeout=10).state == "SUCCESS"
 
 
+def test_wait_returns_a_state_in_which_it_was_seen(app, load, work, go, until):
+    """A state entered while ``wait`` reads is seen at its next look, never in an older state."""
+    work()
+    result = load.delay()
+    until(lambda: result.task_state.state == "IMPORTING")
+    store = Settings.of(app).store
+    history, read = store.history, store.read
+
+    def meanwhile_it_ends(key, after=0, limit=100):
+        go.set()
+        until(lambda: read(key).document["final"])
+        return history(key, after, limit)
+
+    store.history = meanwhile_it_ends
+    assert result.wait(until="SUCCESS", timeout=10).final
+
+
 def test_wait_until_one_of_several(load, work, go):
     """Several states may be waited for: the first one entered counts."""
     work()

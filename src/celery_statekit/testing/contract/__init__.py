@@ -2,13 +2,20 @@
 
 .. code-block:: python
 
-    class TestMyStore(StoreContract, LeasesContract, EnumeratesContract):
-        @pytest.fixture
-        def reopen(self, tmp_path):
-            return lambda limits=None: MyStore(tmp_path / "states", limits=limits)
+    import pytest
+
+    from celery_statekit.stores import MemoryStore
+    from celery_statekit.testing import StoreContract
+
+    class TestMyStore(StoreContract):
+        shared_between_processes = False
 
         @pytest.fixture
-        def plant(self, tmp_path):
+        def reopen(self):
+            return lambda limits=None: MemoryStore("mine", limits)
+
+        @pytest.fixture
+        def plant(self):
             return lambda key, text: ...  # put these bytes where the store keeps its own
 
 ``StoreContract`` is for every store; the other two are for one that also is
