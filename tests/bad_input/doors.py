@@ -294,7 +294,7 @@ def clients_watch(place: Place, check: Check) -> None:
 # --- states --------------------------------------------------------------------------------------
 
 
-def _states(given: dict[str, Any]) -> Any:
+def states_of(given: dict[str, Any]) -> Any:
     """The class that ``given`` defines; ``members`` as they stand, ``body`` what is beside them."""
     base = given.get("base", States)
     members = type(base).__prepare__("Bad", (base,))
@@ -306,7 +306,7 @@ def _states(given: dict[str, Any]) -> Any:
 @door()
 def states(place: Place, check: Check) -> None:
     def define(given: Any) -> Flow:
-        return Flow.of(_states(given) if isinstance(given, dict) else given)
+        return Flow.of(states_of(given) if isinstance(given, dict) else given)
 
     check(define, nothing)
 
@@ -314,7 +314,7 @@ def states(place: Place, check: Check) -> None:
 @door()
 def states_of_a_task(place: Place, check: Check) -> None:
     def define(given: Any) -> object:
-        states = _states(given) if isinstance(given, dict) else given
+        states = states_of(given) if isinstance(given, dict) else given
         return place.app.task(base=StatefulTask, states=states, name="bad")(pay).delay
 
     check(define, place.rows)

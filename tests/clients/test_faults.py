@@ -175,10 +175,12 @@ def test_many_lost_replies_in_a_row(store: Store, orders: Clients[Order]) -> Non
     assert orders.get("o-17").count == 50
 
 
-@pytest.mark.parametrize("applied", [True, False])
+@pytest.mark.parametrize(
+    ("applied", "answers"), [(True, 0), (False, 0), (False, 1)], ids=["reply", "request", "later"]
+)
 @pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"delete"}))
 def test_what_cannot_be_settled_is_told(
-    store: Store, orders: Clients[Order], name: str, applied: bool
+    store: Store, orders: Clients[Order], name: str, applied: bool, answers: int
 ) -> None:
     """A call that cannot know its outcome says so: AmbiguousWrite, and never another reason."""
     operation = OPERATIONS[name]
@@ -188,12 +190,12 @@ def test_what_cannot_be_settled_is_told(
     failing = FailsAt(unsure, 0)
     write = unsure.write
 
-    def write_last(*args: object, **kwargs: object) -> bool:
-        # From here on nothing answers, so it cannot be looked up either.
-        failing.n, failing.until = 1, 10**9
+    def write_and_fail(*args: object, **kwargs: object) -> bool:
+        # After so many answers nothing answers any more, so it can be neither seen nor repeated.
+        failing.n, failing.until = failing.calls + answers + 1, 10**9
         return write(*args, **kwargs)  # type: ignore[arg-type]
 
-    unsure.write = write_last  # type: ignore[method-assign]
+    unsure.write = write_and_fail  # type: ignore[method-assign]
 
     with pytest.raises(AmbiguousWrite):
         operation.run(Clients(failing, Order, deadline=DEADLINE), "o-17")

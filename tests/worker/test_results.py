@@ -310,11 +310,11 @@ def test_wait_returns_a_state_in_which_it_was_seen(app, load, work, go, until):
     result = load.delay()
     until(lambda: result.task_state.state == "IMPORTING")
     store = Settings.of(app).store
-    history, read = store.history, store.read
+    history = store.history
 
     def meanwhile_it_ends(key, after=0, limit=100):
         go.set()
-        until(lambda: read(key).document["final"])
+        until(lambda: result.task_state.final)
         return history(key, after, limit)
 
     store.history = meanwhile_it_ends
