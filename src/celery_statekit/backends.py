@@ -23,7 +23,7 @@ from celery_statekit.errors import AttemptEnded, StaleAttempt, StatekitError
 from celery_statekit.flusher import flusher
 from celery_statekit.record import TaskState
 from celery_statekit.settings import Settings
-from celery_statekit.tracker import Attempt, Outcome
+from celery_statekit.tracker import LEAVING, Attempt, Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +141,8 @@ class GuardedBackend:
     ) -> Any:
         """RETRY, unless the next run has begun: Celery publishes first and stores afterwards."""
         attempt: Attempt | None = getattr(request, "statekit", None)
+        if getattr(request, "statekit_retried", False):
+            return None  # stored before the message was sent
         if attempt is not None:
             may = self._run_may_end(request, attempt.confirm)
         else:
@@ -214,7 +216,8 @@ class GuardedBackend:
     def _run_of(self, request: Any, exc: BaseException) -> Callable[[TaskState], bool]:
         """Which run the worker's main process speaks of: one of its own node.
 
-        A lost worker's process is gone; where it lives, another run of the same task is meant.
+        A lost worker's process is gone; where it lives, and does not leave, another run of the
+        same task is meant. Billiard 4.3 reports an exit before the process has ended.
         """
         node = getattr(request, "hostname", None)
 
@@ -222,7 +225,9 @@ class GuardedBackend:
             host, _, pid = state.worker.rpartition(":")
             if node is None or (host and host != node):
                 return False
-            return not (isinstance(exc, WorkerLostError) and pid.isdigit() and _lives(int(pid)))
+            if not isinstance(exc, WorkerLostError) or state.reason.startswith(LEAVING):
+                return True
+            return not (pid.isdigit() and _lives(int(pid)))
 
         return meant
 

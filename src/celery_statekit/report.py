@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from traceback import format_exc
 from typing import Any
 
 from celery import states as celery_states
@@ -84,6 +85,19 @@ class Report:
         host, _, pid = self._attempt.state.worker.rpartition(":")
         meta = {"pid": int(pid), "hostname": host} if pid.isdigit() else {}
         self._mirror(celery_states.STARTED, meta)
+
+    def mirror_retry(self, cause: BaseException | None) -> None:
+        """Show RETRY in Celery's backend before the next attempt's message is sent.
+
+        Celery stores it afterwards, over what the next attempt may have stored by then.
+        """
+        if self._mirrors:
+            try:
+                self._task.own_backend.mark_as_retry(
+                    self._attempt.id, cause, format_exc() if cause else None, request=self._request
+                )
+            except Exception as exc:  # noqa: BLE001 - as in _mirror
+                self._warn("RETRY is not shown in the result backend", exc)
 
     def end_as_reported(self) -> None:
         """End as ``update_state(state=...)`` said before ``raise Ignore()``."""

@@ -263,7 +263,8 @@ class StatefulTask(Task):
         flusher().forget(report)
         attempt.reporter.close()
         try:
-            attempt.confirm()
+            if not getattr(request, "statekit_replaced", False):
+                attempt.confirm()
         except StoreError:
             logger.warning("%s[%s]: fence not checked", self.name, attempt.id, exc_info=True)
         return returned
@@ -330,12 +331,11 @@ class StatefulTask(Task):
         elif isinstance(exc, Ignore):
             if report.reported:
                 report.end_as_reported()
-            else:
+            elif attempt.state.state != "IGNORED":
                 report.flush()
                 attempt.leave("IGNORED", reason=str(exc) if exc.args else "")
         elif not isinstance(exc, Exception):
-            # The process is being ended; the worker's main process says how.
-            attempt.report()
+            attempt.leave_process(sentence(exc))
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """As Celery's; RETRY is recorded before the next attempt's message is sent.
@@ -351,6 +351,15 @@ class StatefulTask(Task):
             request.statekit_cause = kwargs.get("exc") or sys.exc_info()[1]
         return super().retry(*args, **kwargs)
 
+    def on_replace(self, sig: Any) -> Any:
+        """As Celery's; IGNORED is recorded before the replacement, of the same id, is sent."""
+        request = self.request_stack.top
+        attempt: Attempt | None = getattr(request, "statekit", None)
+        if attempt is not None and getattr(request, "statekit_report", None) is not None:
+            attempt.leave("IGNORED", reason=f"replaced by {sig.task}")
+            request.statekit_replaced = True
+        return super().on_replace(sig)
+
     def _may_leave(self, options: dict[str, Any]) -> bool:
         """Whether a message may be sent: not the retry of a run that is no longer the current.
 
@@ -364,10 +373,11 @@ class StatefulTask(Task):
         if options.get("retries", 0) <= request.retries:
             return True
         eta, countdown = options.get("eta"), options.get("countdown")
+        cause = getattr(request, "statekit_cause", None)
         try:
-            self._leave_for_retry(
-                attempt, getattr(request, "statekit_cause", None), _due_at(eta or countdown)
-            )
+            self._leave_for_retry(attempt, cause, _due_at(countdown if eta is None else eta))
+            request.statekit_report.mirror_retry(cause)
+            request.statekit_retried = True
         except (StaleAttempt, AttemptEnded) as over:
             logger.warning("%s; its retry is not sent", over)
             return False

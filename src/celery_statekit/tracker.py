@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 #: How long, in seconds, a write may go on losing races before it gives up.
 DEADLINE: Final = 5.0
 
+#: Begins the reason of a run whose process is ending.
+LEAVING: Final = "its process is ending: "
+
 #: How often a write whose reply is lost is repeated.
 TRIES: Final = 10
 
@@ -411,6 +414,19 @@ class Attempt:
 
             self._commit(decide)
         return progress
+
+    def leave_process(self, cause: str) -> None:
+        """The run's process is ending because of ``cause``; its last progress is kept.
+
+        It is no end: the worker's main process says how it went, and by this mark knows the run
+        it speaks of, for the process may live a moment longer.
+        """
+
+        def decide(state: TaskState) -> TaskState:
+            state = self._own(state, "progress")
+            return replace(state, reason=f"{LEAVING}{cause}", progress=self._progress())
+
+        self._commit(decide)
 
     def announce(self, progress: Progress) -> None:
         """Tell whoever listens that ``progress`` was written."""

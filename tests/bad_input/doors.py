@@ -345,9 +345,10 @@ def _in_run(
         store, report = Settings.of(place.app).store, self.request.statekit_report
 
         def state() -> object:
-            told = self.task_state, {
-                name: value for name, value in vars(report).items() if name not in MADE_OF
-            }
+            told = (
+                self.task_state,
+                {name: value for name, value in vars(report).items() if name not in MADE_OF},
+            )
             return shelf_rows(store), told, _reported(self.progress)
 
         check(lambda given: act(self, given), state)

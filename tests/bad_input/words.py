@@ -115,6 +115,13 @@ def _member(of: str, name: str) -> Enum:
     return member
 
 
+def _of(make: Callable[[Any], Any]) -> Callable[..., Any]:
+    def word(of: Any) -> Any:
+        return make(of)
+
+    return word
+
+
 #: Each makes its value anew.
 WORDS: Final[dict[str, Callable[..., Any]]] = {
     "async function": lambda: pay_later,
@@ -122,14 +129,14 @@ WORDS: Final[dict[str, Callable[..., Any]]] = {
     "bytes": lambda of: of.encode("latin-1"),
     "class": lambda of: CLASSES[of],
     "cycle": _cycle,
-    "date": lambda of: date.fromisoformat(of),
-    "decimal": lambda of: Decimal(of),
+    "date": _of(date.fromisoformat),
+    "decimal": _of(Decimal),
     "deep": _deep,
     "dict": lambda of: {(tuple(key) if isinstance(key, list) else key): item for key, item in of},
-    "exception": lambda of: ValueError(of),
-    "float": lambda of: float(of),
+    "exception": _of(ValueError),
+    "float": _of(float),
     "fraction": lambda of: Fraction(*of),
-    "frozenset": lambda of: frozenset(of),
+    "frozenset": _of(frozenset),
     "generator": lambda: (number for number in range(3)),
     "hook": Hook,
     "inf": lambda: float("inf"),
@@ -144,11 +151,11 @@ WORDS: Final[dict[str, Callable[..., Any]]] = {
     "power": lambda of, to, plus=0: of**to + plus,
     "record": _record,
     "sealed": _sealed,
-    "set": lambda of: set(of),
+    "set": _of(set),
     "sized order": _sized_order,
     "text": lambda of, times: of * times,
     "torn": Torn,
-    "tuple": lambda of: tuple(of),
+    "tuple": _of(tuple),
     "twice": lambda key: f"{{{json.dumps(key)}: 1, {json.dumps(key)}: 2}}",
     "unfinished": Unfinished,
 }

@@ -93,7 +93,14 @@ def _settings(place: Place) -> dict[str, Any]:
         # Without these a worker obeys the control messages of every other one on the server.
         "control_exchange": place.name,
         "event_exchange": f"{place.name}.events",
-        "task_queues": [Queue(place.name, Exchange(place.name), routing_key=place.name)],
+        "task_queues": [
+            Queue(
+                place.name,
+                Exchange(place.name, auto_delete=True),
+                routing_key=place.name,
+                expires=None if redis else 600,  # where a test was killed before it could delete it
+            )
+        ],
         "task_default_queue": place.name,
         "task_default_exchange": place.name,
         "task_default_routing_key": place.name,
