@@ -19,7 +19,7 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery import states
 from celery.exceptions import Retry
 
-from celery_statekit.errors import AttemptEnded, StaleAttempt, StatekitError
+from celery_statekit.errors import AttemptEnded, StaleAttempt, StatekitError, brief
 from celery_statekit.flusher import flusher
 from celery_statekit.record import TaskState
 from celery_statekit.settings import Settings
@@ -181,7 +181,7 @@ class GuardedBackend:
         except AttemptEnded:
             return not self._celery_knows_end(attempt.id)
         except StatekitError as exc:
-            logger.warning("the end of %s[%s] waits: %s", attempt.task, attempt.id, exc)
+            logger.warning("the end of %s[%s] waits: %s", attempt.task, brief(attempt.id), exc)
             flusher().insist(write)
         else:
             request.statekit_report.close()

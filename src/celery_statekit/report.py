@@ -9,7 +9,7 @@ from typing import Any
 
 from celery import states as celery_states
 
-from celery_statekit.errors import AttemptEnded, ReportedFailure, StaleAttempt, StatekitError
+from celery_statekit.errors import AttemptEnded, ReportedFailure, StaleAttempt, StatekitError, brief
 from celery_statekit.flusher import flusher
 from celery_statekit.progress import Progress
 from celery_statekit.record import TaskState
@@ -133,4 +133,4 @@ class Report:
         """Say it once a run: it happens again at every interval."""
         if not self._failed:
             self._failed = True
-            logger.warning("%s[%s]: %s: %s", self._attempt.task, self._attempt.id, what, exc)
+            logger.warning("%s[%s]: %s: %s", self._attempt.task, brief(self._attempt.id), what, exc)

@@ -30,7 +30,9 @@ from celery_statekit.errors import (
     NotRunning,
     PayloadTooLarge,
     StaleAttempt,
+    StatekitError,
     StoreError,
+    brief,
 )
 from celery_statekit.flusher import flusher
 from celery_statekit.listeners import client_of, publisher, stateful_apps
@@ -265,8 +267,8 @@ class StatefulTask(Task):
         try:
             if not getattr(request, "statekit_replaced", False):
                 attempt.confirm()
-        except StoreError:
-            logger.warning("%s[%s]: fence not checked", self.name, attempt.id, exc_info=True)
+        except StatekitError:
+            logger.warning("%s[%s]: fence not checked", self.name, brief(attempt.id), exc_info=True)
         return returned
 
     def _run(self, args: Any, kwargs: Any) -> Any:
@@ -299,8 +301,8 @@ class StatefulTask(Task):
         except AttemptEnded as ended:
             logger.info("%s; this delivery does nothing", ended)
             raise
-        except StoreError:
-            logger.exception("the start of %s[%s] is not recorded", self.name, request.id)
+        except StatekitError:
+            logger.exception("the start of %s[%s] is not recorded", self.name, brief(request.id))
         request.statekit, request.statekit_report = attempt, report
         if self._shows_started:
             report.mirror_started()
@@ -314,8 +316,8 @@ class StatefulTask(Task):
             self._record_leaving(attempt, report, exc)
         except (StaleAttempt, AttemptEnded):
             logger.debug("a stale run left", exc_info=True)
-        except StoreError:
-            logger.exception("the outcome of %s[%s] is not recorded", self.name, attempt.id)
+        except StatekitError:
+            logger.exception("the outcome of %s[%s] is not recorded", self.name, brief(attempt.id))
         else:
             report.close()
 
@@ -381,8 +383,8 @@ class StatefulTask(Task):
         except (StaleAttempt, AttemptEnded) as over:
             logger.warning("%s; its retry is not sent", over)
             return False
-        except StoreError:
-            logger.exception("RETRY of %s[%s] is not recorded", self.name, attempt.id)
+        except StatekitError:
+            logger.exception("RETRY of %s[%s] is not recorded", self.name, brief(attempt.id))
         return True
 
     def _leave_for_retry(

@@ -26,6 +26,7 @@ from celery_statekit.errors import (
     PayloadTooLarge,
     StaleAttempt,
     StoreUnavailable,
+    brief,
 )
 from celery_statekit.progress import Progress
 from celery_statekit.record import Change, Record, TaskState, cut_text, dump_json, task_key
@@ -467,7 +468,7 @@ class Attempt:
             return self._commit(decide, ttl=ttl)
         except InvalidInput:
             # Details too large to be kept must not keep the end from being recorded.
-            logger.warning("the last progress of %s[%s] is not kept", self.task, self.id)
+            logger.warning("the last progress of %s[%s] is not kept", self.task, brief(self.id))
             progress = self._state.progress
             return self._commit(decide, ttl=ttl)
 

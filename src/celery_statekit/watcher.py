@@ -187,7 +187,9 @@ class Watcher:
                 return state
             if awaited and state.changes > seen:
                 passed = self.store.history(self.key(id), after=seen, limit=1000)
-                if any(change.to_state in awaited for change in passed):
+                # What is newer than the state just read is seen with a newer state.
+                known = [change for change in passed if change.number <= state.changes]
+                if any(change.to_state in awaited for change in known):
                     return state
                 seen = state.changes
         if until is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 import pytest
+from celery.backends.cache import CacheBackend
 
 from celery_statekit import StatefulTask, States, signals
 from celery_statekit.errors import IllegalTransition, InvalidDefinition, InvalidInput, InvalidState
@@ -404,6 +405,38 @@ def test_started_is_not_shown_where_celery_would_not(app, work, gate, ended, unt
     ended(result)
 
 
+def test_report_under_way_does_not_hide_the_end(app, work, gate, until, monkeypatch):
+    """A report that Celery's backend is still storing when the task ends never comes after the end."""
+    returned, shown, end_stored = gate(), gate(), gate()
+    store_result = CacheBackend.store_result
+
+    def slow(self, task_id, result, state, *args, **kwargs):
+        if state == "PROGRESS":
+            returned.wait()
+            end_stored.wait(0.2)  # the end comes now, if it does not wait
+        stored = store_result(self, task_id, result, state, *args, **kwargs)
+        {"PROGRESS": shown, "FAILURE": end_stored}[state].set()
+        return stored
+
+    monkeypatch.setattr(CacheBackend, "store_result", slow)
+    begun = gate()
+
+    @app.task(bind=True, base=StatefulTask)
+    def load(self):
+        self.progress.update()
+        begun.wait()
+        returned.set()
+        raise ValueError("no")
+
+    work()
+    result = load.delay()
+    until(lambda: result.task_state.progress)
+    begun.set()
+    assert end_stored.wait()
+    assert shown.wait()
+    assert (result.state, result.task_state.state) == ("FAILURE", "FAILURE")
+
+
 def test_end_is_the_last_that_celery_shows(app, work, until):
     """A state entered and progress made just before the end never hide the end."""
 
@@ -417,4 +450,5 @@ def test_end_is_the_last_that_celery_shows(app, work, until):
     for _ in range(20):
         result = load.delay()
         until(result.ready)
+        result = load.AsyncResult(result.id)  # a ready one remembers what it has read
         assert (result.state, result.task_state.state) == ("FAILURE", "FAILURE")
