@@ -30,7 +30,7 @@ docs: $(VENV)/.docs ## build the documentation into docs/_build
 	@echo "docs/_build/html/index.html"
 
 bench: $(VENV)/.bench ## measure what things cost on this machine
-	@set -e; for file in benchmarks/bench_*.py; do echo "$$file"; $(BIN)/python $$file; done
+	$(BIN)/python -m benchmarks
 
 matrix: $(VENV)/.matrix ## run the tests on every Python and Celery that is supported
 	$(BIN)/nox

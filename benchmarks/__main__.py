@@ -34,9 +34,10 @@ def main() -> int:
         try:
             rows += measure()
         except Missing as missing:
-            left_out.append(f"Left out: {name}; {missing}.")
+            left_out.append(f"Left out: {name}: {missing}")
     print(table(rows))
-    print(*left_out, sep="\n")
+    for line in left_out:
+        print(line)
     return 0 if all(row.kept for row in rows) else 1
 
 

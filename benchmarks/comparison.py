@@ -60,7 +60,7 @@ def each(times: int, work: Callable[[], object]) -> Measure:
 
 def table(rows: Iterable[Row]) -> str:
     """The rows in Markdown."""
-    lines = [("", "here", "rival", "there", "ratio", "limit"), ("---",) * 6]
+    lines = [("what", "here", "rival", "there", "ratio", "limit"), ("---",) * 6]
     for row in rows:
         limit = "" if row.limit is None else f"{row.limit:g} {'kept' if row.kept else 'MISSED'}"
         cost, price = duration(row.ours), duration(row.theirs)

@@ -1,4 +1,10 @@
-"""Bad input: each case of ``refused.json`` gets the error that it names, and changes nothing."""
+"""Bad input: each case of ``refused.json`` gets the error that it names, and changes nothing.
+
+Cases stand under the door at which they come in (``doors.py``). A case has ``is``, its name;
+``input``, in JSON and words (``words.py``); ``error``, a class of ``celery_statekit.errors``; where
+it matters ``path``, ``what`` and ``got``, and a part of ``allowed``; and a ``secret`` that nobody
+may be told.
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 from celery import Celery, Task, shared_task
 from celery.beat import ScheduleEntry, Scheduler
 from celery.contrib.django.task import DjangoTask
+from celery.exceptions import Ignore
 from celery.result import AsyncResult
 from celery.schedules import schedule
 
@@ -390,6 +391,26 @@ def test_class_that_overrides_call_and_calls_super(app, work, ended, states_of):
     assert states_of(result) == PASSED
 
 
+@pytest.mark.parametrize("by", ["run", "super"])
+def test_own_call_is_called_directly_too(app, by):
+    """A task that is called as a function goes through the ``__call__`` of its class, as ever."""
+
+    class Base(StatefulTask):
+        def __call__(self, *args, **kwargs):
+            token = context.set("flask")
+            try:
+                return (self.run if by == "run" else super().__call__)(*args, **kwargs)
+            finally:
+                context.reset(token)
+
+    @app.task(base=Base)
+    def load():
+        return context.get()
+
+    load.apply()
+    assert load() == "flask"
+
+
 def test_tasks_of_celery_in_the_same_app_stay_what_they_are(app, work, until):
     """A task without our base leaves no record."""
 
@@ -460,6 +481,31 @@ def test_before_start_does_not_hide_the_run(app, work, until, states_of):
     until(result.ready)
     assert result.state == "SUCCESS"
     assert states_of(result) == PASSED
+
+
+def test_before_start_may_ignore_after_it_spoke(app, work, until, states_of):
+    """A ``before_start`` that reports and then raises ``Ignore`` leaves no run that seems to go on."""
+
+    class Base(StatefulTask):
+        def before_start(self, task_id, args, kwargs):
+            try:
+                self.progress.set(0, 3, "starting")
+            except NotRunning:
+                """Better than a run without an end."""
+            raise Ignore
+
+    @app.task(base=Base)
+    def load():
+        """Never run."""
+
+    @app.task(base=StatefulTask)
+    def after():
+        """Nothing."""
+
+    work()
+    result = load.delay()
+    until(after.delay().ready)
+    assert until(lambda: result.task_state.state in ("PENDING", "IGNORED"))
 
 
 def test_raising_before_start_is_a_recorded_failure(app, work, ended):

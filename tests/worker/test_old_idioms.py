@@ -9,7 +9,7 @@ import uuid
 from decimal import Decimal
 
 import pytest
-from celery.exceptions import Ignore, Reject
+from celery.exceptions import Ignore, OperationalError, Reject
 
 from celery_statekit import StatefulTask, States
 from celery_statekit.errors import IllegalTransition, InvalidState, ReportedFailure
@@ -460,6 +460,81 @@ def test_reject_with_requeue_starts_again(app, work, ended, states_of):
     ended(result)
     assert tried == [1, 2]
     assert states_of(result) == ["PENDING", "STARTED", "REJECTED", "STARTED", "SUCCESS"]
+
+
+def test_retry_without_throw_goes_on(app, work, ended):
+    """``self.retry(throw=False)`` sends the next attempt, and this one goes on to its return."""
+    runs = []
+
+    @app.task(bind=True, base=StatefulTask)
+    def load(self):
+        runs.append(self.request.retries)
+        if not self.request.retries:
+            self.retry(countdown=0, throw=False)
+        return self.request.retries
+
+    work()
+    result = load.delay()
+    assert ended(result).state == "SUCCESS"
+    assert result.state == "SUCCESS"
+    assert runs[0] == 0
+
+
+def test_too_many_retries_are_a_failure(app, work, ended, states_of):
+    """A task that may retry no more is a FAILURE, and its last RETRY stands in the history."""
+
+    @app.task(bind=True, base=StatefulTask, max_retries=1)
+    def load(self):
+        raise self.retry(countdown=0)
+
+    work()
+    result = load.delay()
+    state = ended(result)
+    assert state.error["type"] == "MaxRetriesExceededError"
+    assert states_of(result) == ["PENDING", "STARTED", "RETRY", "STARTED", "FAILURE"]
+
+
+def test_retry_that_cannot_be_sent_is_a_failure(app, work, ended, monkeypatch):
+    """When the broker refuses the retry's message, the task is a FAILURE, as for Celery."""
+    send = app.amqp.send_task_message
+
+    def refuse(producer, name, message, **options):
+        if message.headers["retries"]:
+            raise OperationalError("no broker")
+        return send(producer, name, message, **options)
+
+    @app.task(bind=True, base=StatefulTask)
+    def load(self):
+        raise self.retry(countdown=0)
+
+    work()
+    monkeypatch.setattr(app.amqp, "send_task_message", refuse)
+    result = load.delay()
+    assert ended(result).state == "FAILURE"
+    assert result.state == "FAILURE"
+
+
+def test_errbacks_are_called(app, work, ended, until):
+    """``link_error`` is sent when a task fails, of the new kind and of the old."""
+    called = []
+
+    @app.task(base=StatefulTask)
+    def new(id):
+        called.append(("new", id))
+
+    @app.task(base=StatefulTask)
+    def old(request, exc, traceback):
+        called.append(("old", request.id, str(exc)))
+
+    @app.task(base=StatefulTask)
+    def load():
+        raise ValueError("no")
+
+    work()
+    result = load.apply_async(link_error=[new.s(), old.s()])
+    ended(result)
+    until(lambda: len(called) == 2)
+    assert sorted(called) == [("new", result.id), ("old", result.id, "no")]
 
 
 def test_replaced_task_goes_on_under_its_id(app, work, ended, states_of):

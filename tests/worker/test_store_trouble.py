@@ -85,6 +85,22 @@ def test_failure_and_retry_work_without_a_store(app, work, put, got):
     assert attempts == [0, 1]
 
 
+def test_replace_works_without_a_store(app, work, put, got):
+    """With the store down a task replaces itself as ever."""
+    put(FailsAt, 1, ALWAYS)
+
+    @app.task(base=StatefulTask)
+    def other(n):
+        return n + 1
+
+    @app.task(bind=True, base=StatefulTask)
+    def load(self):
+        raise self.replace(other.s(1))
+
+    work()
+    assert got(load.delay()) == 2
+
+
 def test_enter_says_that_the_store_is_down(app, work, put, got):
     """``enter`` never fails silently: it raises ``StoreUnavailable``."""
     put(FailsAt, 1, ALWAYS)
