@@ -422,9 +422,13 @@ class _Race(AbstractContextManager["_Race"]):
     def read(self) -> Record | None:
         """The newest version, when no other ``exclusive`` block works on it."""
         record = self._store.read(self._key)
-        if record is not None and record.document.get("held", self.owner) != self.owner:
+        while record is not None and record.document.get("held", self.owner) != self.owner:
+            before = record
             self.take_lease(self._lease or self._seconds)
             record = self._store.read(self._key)
+            # No block has begun since: it would have written its own mark.
+            if before.same(record):
+                break
         return record
 
     def lost(self) -> None:
@@ -437,7 +441,7 @@ class _Race(AbstractContextManager["_Race"]):
         self._check_deadline()
         if self._losses >= RACES and not self._leased and isinstance(self._store, Leases):
             self.take_lease(self._seconds)
-        else:
+        elif not self._leased:  # who holds the lease keeps others waiting
             time.sleep(random.uniform(0, 0.002 * min(self._losses, 10)))  # noqa: S311 - jitter
 
     def take_lease(self, seconds: float) -> None:

@@ -25,6 +25,7 @@ from celery_statekit.errors import (
     InvalidInput,
     PayloadTooLarge,
     StaleAttempt,
+    StoreError,
     StoreUnavailable,
     brief,
 )
@@ -557,6 +558,11 @@ def write_settled(
                 return False
         except AmbiguousWrite as ambiguous:
             doubt = ambiguous
+        except StoreError:
+            if doubt is None:
+                raise
+            # It is about the repetition; the first one may have been applied.
+            raise doubt from None
         try:
             current = store.read(record.key)
         except StoreUnavailable:

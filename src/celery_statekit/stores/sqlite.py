@@ -65,6 +65,7 @@ KEYS: Final = """
     ORDER BY key LIMIT :limit"""
 EXPIRED: Final = "SELECT key FROM records WHERE expires <= :now LIMIT :limit"
 PURGE: Final = "DELETE FROM records WHERE key = :key AND expires <= :now"
+HOLDER: Final = "SELECT 1 FROM leases WHERE key = :key AND owner <> :owner AND until > :now"
 ACQUIRE: Final = """
     INSERT INTO leases (key, owner, until) VALUES (:key, :owner, :until)
     ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until = excluded.until
@@ -216,6 +217,10 @@ class SQLiteStore:
         """Make ``owner`` the holder for ``seconds`` if nobody else holds it; renews one's own."""
         now = self._now()
         row = {"key": key, "owner": owner, "until": now + seconds, "now": now}
+        # Who waits for a lease asks often: as a reader it is in nobody's way.
+        with self._file.connection(key) as connection:
+            if connection.execute(HOLDER, row).fetchall():
+                return False
         with self._file.transaction(key) as connection:
             connection.execute(LAPSE, {"now": now, "limit": PURGED})
             return connection.execute(ACQUIRE, row).rowcount == 1

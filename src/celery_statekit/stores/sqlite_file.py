@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -137,8 +137,9 @@ class SQLiteFile:
         if not self._idle:
             self._process = os.getpid()
 
-    def __del__(self) -> None:
-        if getattr(self, "_process", None) != os.getpid():
+    # At the end of the interpreter the module may be emptied before its objects go.
+    def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
+        if getattr(self, "_process", None) != getpid():
             _graveyard.extend(getattr(self, "_idle", ()))
 
     def _borrow(self) -> Connection:
