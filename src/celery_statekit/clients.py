@@ -10,9 +10,9 @@ from __future__ import annotations
 import builtins
 import inspect
 import logging
-import math
 import os
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -30,16 +30,17 @@ from celery_statekit.errors import (
     CorruptRecord,
     InvalidClientState,
     InvalidInput,
+    InvalidSetting,
     LeaseLost,
     NoSuchClient,
     StoreError,
     WatchTimeout,
 )
 from celery_statekit.record import Change, Record, check_id, client_key, cut_text
-from celery_statekit.settings import Settings, unwrapped
+from celery_statekit.settings import Settings, check_prefix, unwrapped
 from celery_statekit.stores.base import Enumerates, Leases, Store
 from celery_statekit.tracker import write_settled
-from celery_statekit.watcher import Follow, apace, pace
+from celery_statekit.watcher import Follow, apace, check_timeout, check_whole, pace
 
 logger = logging.getLogger(__name__)
 
@@ -79,11 +80,19 @@ class _Document:
     def of(cls, record: Record) -> _Document:
         document = dict(record.document)
         try:
+            client, held = document.pop("client"), document.pop("held", "")
+            changes = document.pop("changes", 0)
+            if (
+                not isinstance(client, dict)
+                or not isinstance(held, str)
+                or type(changes) is not int
+            ):
+                raise TypeError("client, held or changes is of another type")
             return cls(
-                client=dict(document.pop("client")),
+                client=client,
                 once=tuple((str(task), str(name)) for task, name in document.pop("once", ())),
-                held=str(document.pop("held", "")),
-                changes=int(document.pop("changes", 0)),
+                held=held,
+                changes=changes,
                 extra=document,
             )
         except (KeyError, TypeError, ValueError) as exc:
@@ -129,10 +138,11 @@ class Clients(Generic[Client]):
             self.store = home
         else:
             if not isinstance(unwrapped(home), Celery):
-                raise InvalidInput("no home of clients", "home", home, "an app or a store")
+                # Not what it is: it may be a URL with a password.
+                raise InvalidInput("no home of clients", "home", type(home), "an app or a store")
             settings = Settings.of(home)
             self.store = settings.store
-            prefix = prefix or settings.values.prefix
+            prefix = settings.values.prefix if prefix is None else prefix
             deadline = deadline or settings.values.update_deadline
         for path, value in (("deadline", deadline), ("ttl", ttl)):
             if value is not None:
@@ -140,7 +150,7 @@ class Clients(Generic[Client]):
         self.client = client
         self.actor = actor or Actor()
         self.ttl = ttl
-        self.prefix = prefix or "statekit"
+        self.prefix = "statekit" if prefix is None else _checked_prefix(prefix)
         self.deadline = deadline or 5.0
 
     def key(self, id: str) -> str:
@@ -168,6 +178,8 @@ class Clients(Generic[Client]):
 
     def history(self, id: str, after: int = 0, limit: int = 100) -> builtins.list[Change]:
         """The client's moves numbered over ``after``, oldest first."""
+        check_whole(after, "after")
+        check_whole(limit, "limit")
         return self.store.history(self.key(id), after, limit)
 
     def list(self, state: Enum | str | None = None, *, limit: int = 1000) -> builtins.list[Client]:
@@ -178,6 +190,7 @@ class Clients(Generic[Client]):
         """
         if not isinstance(self.store, Enumerates):
             raise StoreError(self.store.name, "it cannot list its keys")
+        check_whole(limit, "limit")
         wanted = None if state is None else self.client.flow().name_of(state)
         prefix = client_key(self.client.kind, "", prefix=self.prefix)
         found: builtins.list[Client] = []
@@ -201,10 +214,14 @@ class Clients(Generic[Client]):
         Raises:
             WatchTimeout: after ``timeout`` seconds; None: it goes on for ever.
         """
+        self.key(id)
+        check_timeout(timeout)
         return pace(self._steps(id, timeout), POLL)
 
     def awatch(self, id: str, *, timeout: float | None = None) -> AsyncIterator[Client]:
         """As :meth:`watch`; reads in a thread, so the event loop is never blocked."""
+        self.key(id)
+        check_timeout(timeout)
         return apace(self._steps(id, timeout), POLL)
 
     def _steps(self, id: str, timeout: float | None) -> Iterator[Client | None]:
@@ -261,7 +278,8 @@ class Clients(Generic[Client]):
             AmbiguousWrite: a reply was lost and what became of it cannot be told.
             IllegalTransition, InvalidClientState, PayloadTooLarge: nothing was applied.
         """
-        if inspect.iscoroutinefunction(change):
+        given: object = change
+        if not callable(given) or inspect.iscoroutinefunction(given):
             raise InvalidInput("not called", "change", change, "a function that is not async")
         name = None if once is None else (self.actor.task_id, _once_name(once))
         with _Race(self, id) as race:
@@ -389,8 +407,16 @@ class Clients(Generic[Client]):
 
 
 def _check_seconds(path: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    if not 0 < number <= sys.float_info.max:
         raise InvalidInput("no duration", path, value, "seconds, a finite number over 0")
+
+
+def _checked_prefix(prefix: object) -> str:
+    try:
+        return check_prefix("prefix", prefix)
+    except InvalidSetting as exc:
+        raise InvalidInput(exc.what, exc.path, exc.got, exc.allowed) from exc
 
 
 def _once_name(once: object) -> str:

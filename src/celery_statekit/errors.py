@@ -39,9 +39,12 @@ Every error is made from positional facts, so that it survives being sent from a
 from __future__ import annotations
 
 import reprlib
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from celery.exceptions import Ignore
+
+#: Longest sentence of an error, in characters.
+LINE: Final = 990
 
 _repr = reprlib.Repr()
 _repr.maxstring = _repr.maxother = 80
@@ -54,8 +57,14 @@ def brief(value: object) -> str:
         text = _repr.repr(value)
     except Exception as exc:  # noqa: BLE001 - a foreign __repr__ may raise anything
         text = f"<{type(value).__name__} whose repr raises {type(exc).__name__}>"
-    text = text.encode("unicode_escape").decode("ascii") if not text.isprintable() else text
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return one_line(text, 80)
+
+
+def one_line(text: str, limit: int) -> str:
+    """``text`` as it may stand in a line of a log: escaped if not printable, cut to ``limit``."""
+    line = text[: limit + 1]
+    line = line if line.isprintable() else line.encode("unicode_escape").decode("ascii")
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 class StatekitError(Exception):
@@ -73,7 +82,7 @@ class StatekitError(Exception):
         return " ".join(str(fact) for fact in self.args)
 
     def __str__(self) -> str:
-        return self.sentence()
+        return one_line(self.sentence(), LINE)
 
 
 class InvalidInput(StatekitError, ValueError):
@@ -88,9 +97,24 @@ class InvalidInput(StatekitError, ValueError):
     #: The rule, in words.
     allowed: str
 
-    def __init__(self, what: str, path: str, got: object, allowed: str) -> None:
-        # Already a short repr where the error was rebuilt from its own args.
-        super().__init__(what, path, got if isinstance(got, Brief) else Brief(brief(got)), allowed)
+    def __init__(
+        self,
+        what: str,
+        path: str,
+        got: object,
+        allowed: str,
+        shown: bool = False,  # noqa: FBT001, FBT002 - an error is rebuilt from positional args
+    ) -> None:
+        # Already a short repr where the error is rebuilt from its own args, also those that came
+        # through Celery's JSON, which makes plain text of a Brief.
+        text = str(got) if shown or isinstance(got, Brief) else brief(got)
+        super().__init__(
+            one_line(what, 300),
+            one_line(path, 250),
+            Brief(one_line(text, 80)),
+            one_line(allowed, 330),
+            True,
+        )
 
     def sentence(self) -> str:
         return f"{self.what} at {self.path}; got {self.got}; allowed: {self.allowed}"
@@ -335,6 +359,8 @@ class WatchTimeout(StatekitError, TimeoutError):
 
     def __init__(self, id: str, seconds: float, state: str) -> None:
         super().__init__(id, seconds, state)
+        # OSError, of which TimeoutError is one, keeps only the first two.
+        self.args = id, seconds, state
 
     def sentence(self) -> str:
         return f"{brief(self.id)} is still {self.state} after {self.seconds:g} s"

@@ -143,6 +143,8 @@ class Copying:
         elif self.typed and dataclasses.is_dataclass(value) and not isinstance(value, type):
             self._note(value)
             names = [field.name for field in dataclasses.fields(value)]
+            if missing := [name for name in names if not hasattr(value, name)]:
+                raise self.refusal(f"{type(value).__name__} lacks {missing[0]}", value, _RULE)
             copy = self._table({name: getattr(value, name) for name in names})
         else:
             raise self.refusal(f"{type(value).__name__} has no JSON form", value, _RULE)

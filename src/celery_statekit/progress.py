@@ -10,7 +10,10 @@ from decimal import Decimal
 from numbers import Real
 from typing import Any, Final
 
-from celery_statekit.errors import InvalidProgress
+from celery_statekit.errors import InvalidProgress, brief
+
+#: How deep a task's own facts may be nested.
+LEVELS: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,11 +171,32 @@ def checked_mapping(value: object, path: str) -> dict[str, Any]:
     return dict(value)
 
 
+def check_nesting(value: object, levels: int = LEVELS) -> None:
+    """Check what ``json`` does not: the keys inside ``value``, and how deep it is nested.
+
+    Raises:
+        TypeError: a key is no text; JSON may make of it one that stands there already.
+        ValueError: it is deeper than every reader can be sure to read.
+    """
+    if not isinstance(value, (Mapping, list, tuple)):
+        return
+    if not levels:
+        raise ValueError(f"nested over {LEVELS} levels")
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise TypeError(f"key {brief(name)} is no text")
+        value = tuple(value.values())
+    for item in value:
+        check_nesting(item, levels - 1)
+
+
 def _json_object(value: object, path: str) -> dict[str, Any]:
     document = checked_mapping(value, path)
     if not document:
         return document
     try:
+        check_nesting(document)
         text = json.dumps(document, allow_nan=False, ensure_ascii=False)
         text.encode()
     except (TypeError, ValueError, RecursionError) as exc:
@@ -193,7 +217,7 @@ _CHECKS: Final[Mapping[str, Callable[[Any, str], Any]]] = {
     "rate": checked_number,
     "eta": checked_number,
     "fraction": _fraction,
-    "extra": checked_mapping,
+    "extra": _json_object,
 }
 #: What a serialised progress holds under names of its own.
 _FIELDS: Final = tuple(name for name in _CHECKS if name != "extra")

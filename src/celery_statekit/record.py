@@ -15,12 +15,14 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 from urllib.parse import quote
 
+from celery_statekit import errors as _errors
 from celery_statekit.errors import (
     CorruptRecord,
     InvalidId,
     InvalidInput,
     NewerFormat,
     PayloadTooLarge,
+    brief,
 )
 from celery_statekit.progress import Progress
 
@@ -45,6 +47,12 @@ class Limits:
     #: Changes kept in the history of one key; the oldest go first.
     history_changes: int = 1000
 
+    def __post_init__(self) -> None:
+        for limit in fields(self):
+            value: object = getattr(self, limit.name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise InvalidInput("no amount", limit.name, value, "a whole number of 0 or more")
+
 
 def encode_id(id: str) -> str:
     """``id`` as it stands in a key: injective, ASCII, without separator or control character.
@@ -68,6 +76,10 @@ def task_key(id: object, *, prefix: str = "statekit") -> str:
     """
     if not isinstance(id, str) or not id:
         raise InvalidId("task id is no text", "task_id", id, "a non-empty str")
+    try:
+        id.encode()
+    except UnicodeEncodeError:
+        raise InvalidId("task id has no UTF-8 form", "task_id", id, "no lone surrogate") from None
     return f"{prefix}:task:{encode_id(id)}"
 
 
@@ -239,7 +251,7 @@ class TaskState:
                 if name in document:
                     values[name] = checked(document.pop(name))
             return cls(**values, version=record.version, source="record", extra=document)
-        except (TypeError, ValueError, KeyError) as exc:
+        except (TypeError, ValueError, OverflowError) as exc:
             raise CorruptRecord(record.key, f"not a task's document: {exc}") from exc
 
     def to_document(self) -> dict[str, Any]:
@@ -258,26 +270,36 @@ class TaskState:
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{brief(value)} is no text")
     return value
 
 
 def _count(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise TypeError(f"{value!r} is no count")
+        raise TypeError(f"{brief(value)} is no count")
     return value
 
 
 def _moment(value: object) -> float:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{value!r} is no time")
+        raise TypeError(f"{brief(value)} is no time")
     return float(value)
 
 
-def _texts(value: object) -> dict[str, str]:
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{brief(value)} is no flag")
+    return value
+
+
+def _object(value: object) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is no object")
-    return {_text(name): _text(text) for name, text in value.items()}
+        raise TypeError(f"{brief(value)} is no object")
+    return value
+
+
+def _texts(value: object) -> dict[str, str]:
+    return {_text(name): _text(text) for name, text in _object(value).items()}
 
 
 _TASK_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
@@ -297,7 +319,7 @@ _TASK_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
     "ended_at": _moment,
     "updated_at": _moment,
     "changes": _count,
-    "final": bool,
+    "final": _flag,
 }
 
 
@@ -345,8 +367,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def cut_text(text: object, limit: int) -> str:
-    """``str(text)`` cut to ``limit`` bytes of UTF-8, at a character; surrogates replaced."""
-    encoded = str(text).encode("utf-8", "replace")
+    """``str(text)`` cut to ``limit`` bytes of UTF-8, at a character; surrogates replaced.
+
+    What has no such text (an int of 5,000 digits, a ``__str__`` that raises) is shown as in errors.
+    """
+    try:
+        whole = str(text)
+    except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
+        whole = _errors.brief(text)
+    encoded = whole.encode("utf-8", "replace")
     if len(encoded) <= limit:
         return encoded.decode()
     return encoded[: max(limit - 3, 0)].decode("utf-8", "ignore") + "…"
@@ -418,15 +447,15 @@ def decode_record(key: str, text: object) -> Record:
     """
     envelope = _unseal(key, text)
     try:
-        document = envelope.pop("document")
-        if not isinstance(document, dict):
-            raise TypeError("document is no object")
+        document, writes = _object(envelope.pop("document")), envelope.pop("writes")
+        if not isinstance(writes, list):
+            raise TypeError("writes is no list")
         return Record(
             key=key,
             format=_count(envelope.pop("format")),
             version=_count(envelope.pop("version")),
             incarnation=_text(envelope.pop("incarnation")),
-            writes=tuple(_text(id) for id in envelope.pop("writes")),
+            writes=tuple(_text(id) for id in writes),
             document=document,
             extra=envelope,
         )
@@ -434,7 +463,20 @@ def decode_record(key: str, text: object) -> Record:
         raise CorruptRecord(key, f"not a record: {exc!r}") from exc
 
 
-_CHANGE_FIELDS: Final = tuple(f.name for f in fields(Change) if f.name != "extra")
+_CHANGE_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
+    "number": _count,
+    "version": _count,
+    "from_state": _text,
+    "to_state": _text,
+    "at": _moment,
+    "reason": _text,
+    "task": _text,
+    "task_id": _text,
+    "client_id": _text,
+    "attempt": _count,
+    "worker": _text,
+    "detail": _object,
+}
 
 
 def encode_change(key: str, change: Change) -> str:
@@ -454,8 +496,11 @@ def decode_change(key: str, text: object) -> Change:
         CorruptRecord: the bytes are not what was written under this key.
     """
     document = _unseal(key, text)
-    known = {name: document.pop(name) for name in _CHANGE_FIELDS if name in document}
+    known: dict[str, Any] = {}
     try:
+        for name, checked in _CHANGE_FIELDS.items():
+            if name in document:
+                known[name] = checked(document.pop(name))
         return Change(**known, extra=document)
-    except TypeError as exc:
+    except (TypeError, OverflowError) as exc:
         raise CorruptRecord(key, f"not a change: {exc}") from exc

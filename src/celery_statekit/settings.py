@@ -6,20 +6,20 @@ beats a Django user's own value.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from celery import Celery
 
 from celery_statekit.errors import InvalidSetting, StoreNotConfigured, brief
+from celery_statekit.plain import shown
 from celery_statekit.record import Change, Limits, TaskState
-from celery_statekit.states import ENDS
+from celery_statekit.states import ENDS, RESERVED
 from celery_statekit.stores import open_store
 from celery_statekit.stores.base import Store
 from celery_statekit.tracker import Tracker
@@ -82,9 +82,10 @@ class Values:
 
 
 def _seconds(path: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise InvalidSetting("no duration", path, value, "seconds, a number over 0")
-    return float(value)
+    number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
+    if not 0 < number <= sys.float_info.max:
+        raise InvalidSetting("no duration", path, value, "seconds, a finite number over 0")
+    return float(number)
 
 
 def _amount(path: str, value: object) -> int:
@@ -105,21 +106,41 @@ def _name(path: str, value: object) -> str:
     return value
 
 
+def check_prefix(path: str, value: object) -> str:
+    """Return ``value`` if it may be the first part of keys.
+
+    Raises:
+        InvalidSetting: it is no name; or it holds the separator, so that it could forge keys.
+    """
+    name = _name(path, value)
+    if ":" in name:
+        raise InvalidSetting("prefix with a separator", path, value, 'a name without ":"')
+    return name
+
+
+def _status(path: str, value: object) -> str:
+    name = _name(path, value)
+    if name in RESERVED - {"PROGRESS"}:
+        # Celery would take it for an end, or for an exception that it cannot read.
+        raise InvalidSetting("a status with a meaning", path, value, "PROGRESS, or a name of yours")
+    return name
+
+
 def _url(path: str, value: object) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidSetting("no store", path, value, '"auto" or a URL')
+        raise InvalidSetting("no store", path, shown(value), '"auto" or a URL')
     return value
 
 
 _RULES: Final[dict[str, Callable[[str, object], Any]]] = {
     "store": _url,
-    "prefix": _name,
+    "prefix": check_prefix,
     "progress_interval": _seconds,
     "record_bytes": _amount,
     "message_bytes": _amount,
     "history": _amount,
     "strict": _flag,
-    "status": _name,
+    "status": _status,
     "update_deadline": _seconds,
 }
 
@@ -285,5 +306,7 @@ def derive_store(app: Celery) -> str:
 
 def _host(url: object) -> str:
     """What may be shown of a URL: not its password."""
-    text = str(url or "")
-    return f"{urlsplit(text).scheme}://..." if "://" in text else text
+    scheme, colon, rest = str(url or "").partition(":")
+    if "@" in scheme:
+        return "..."
+    return f"{scheme}:{'//' if rest.startswith('//') else ''}..." if colon else scheme

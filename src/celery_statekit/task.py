@@ -36,7 +36,7 @@ from celery_statekit.errors import (
 )
 from celery_statekit.flusher import flusher
 from celery_statekit.listeners import client_of, publisher, stateful_apps
-from celery_statekit.progress import Progress
+from celery_statekit.progress import Progress, check_nesting
 from celery_statekit.record import Change, TaskState, check_id
 from celery_statekit.report import Report
 from celery_statekit.reporter import Reporter
@@ -208,8 +208,8 @@ class StatefulTask(Task):
         attempt = self._attempt("update_state")
         details = _as_details(meta, Settings.of(self.app).values.record_bytes)
         report = getattr(request, "statekit_report", None)
-        if state in _CELERY_STATES:
-            self._celery_state(str(state), meta, report)
+        if isinstance(state, str) and state in _CELERY_STATES:
+            self._celery_state(state, meta, report)
         elif state not in (None, "PROGRESS", attempt.state.state):
             attempt.enter(self._flow.name_of(state), detail=details)
             if report is not None:
@@ -348,7 +348,7 @@ class StatefulTask(Task):
         request = self.request_stack.top
         attempt = getattr(request, "statekit", None)
         if attempt is not None and getattr(request, "statekit_report", None) is not None:
-            with suppress(StoreError):
+            with suppress(StoreError, InvalidInput):
                 attempt.confirm()
             request.statekit_cause = kwargs.get("exc") or sys.exc_info()[1]
         return super().retry(*args, **kwargs)
@@ -498,16 +498,18 @@ def _due_at(when: object) -> float | None:
 
 def _as_details(meta: Any, limit: int) -> dict[str, Any]:
     """The meta of an ``update_state`` as plain JSON; what only Celery's JSON knows, as text."""
-    if isinstance(meta, BaseException):
-        meta = {"exc_type": type(meta).__name__, "exc_message": str(meta)}
+    given = meta
     try:
-        text = json.dumps(meta, default=str, allow_nan=False)
-        size = len(text.encode())
-    except (TypeError, ValueError, RecursionError) as exc:
+        if isinstance(meta, BaseException):
+            given = {"exc_type": type(meta).__name__, "exc_message": str(meta)}
+        text = json.dumps(given, default=str, allow_nan=False, ensure_ascii=False)
+        size = len(text.encode())  # an unpaired surrogate has no UTF-8 form
+        plain = json.loads(text)
+        check_nesting(plain)
+    except Exception as exc:  # a foreign __str__ may raise anything
         raise InvalidInput(f"meta is no JSON ({exc})", "update_state(meta)", meta, "JSON") from exc
     if size > limit:
         raise PayloadTooLarge("meta too large", "update_state(meta)", size, f"{limit} bytes")
-    plain = json.loads(text)
     if isinstance(plain, dict):
         return plain
     return {} if plain is None else {"meta": plain}

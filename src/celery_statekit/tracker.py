@@ -29,7 +29,7 @@ from celery_statekit.errors import (
     StoreUnavailable,
     brief,
 )
-from celery_statekit.progress import Progress
+from celery_statekit.progress import Progress, check_nesting
 from celery_statekit.record import Change, Record, TaskState, cut_text, dump_json, task_key
 from celery_statekit.reporter import Reporter
 from celery_statekit.states import ENDS, Flow
@@ -378,10 +378,14 @@ class Attempt:
         """
         limits = self.tracker.store.limits
         reason = cut_text(reason, limits.message_bytes)
-        size = len(dump_json(detail or {}, "detail", to_state).encode())
+        try:
+            check_nesting(detail)
+        except (TypeError, ValueError) as exc:
+            raise InvalidInput(f"detail is no JSON ({exc})", "detail", detail, "JSON") from exc
+        size = len(dump_json(detail or {}, "detail", "detail").encode())
         if size > limits.record_bytes:
             raise PayloadTooLarge(
-                "detail too large", to_state, size, f"{limits.record_bytes} bytes"
+                "detail too large", "detail", size, f"{limits.record_bytes} bytes"
             )
 
         def decide(state: TaskState) -> TaskState:

@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from celery_statekit.errors import InvalidInput, StateNotReached, UnknownTask, WatchTimeout
 from celery_statekit.record import Record, TaskState, task_key
-from celery_statekit.states import Flow
+from celery_statekit.states import NAME_LENGTH, Flow
 from celery_statekit.stores.base import Store
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ class Watcher:
             UnknownTask: nobody knows the id for ``patience`` seconds.
             WatchTimeout: it has not ended after ``timeout`` seconds.
         """
+        self._check(id, after, timeout)
         return pace(self._steps(id, after, timeout), self.poll)
 
     def awatch(
@@ -156,6 +157,7 @@ class Watcher:
         timeout: float | None = None,
     ) -> AsyncIterator[TaskState]:
         """As :meth:`watch`; reads in a thread, so the event loop is never blocked."""
+        self._check(id, after, timeout)
         return apace(self._steps(id, after, timeout), self.poll)
 
     def wait(
@@ -196,6 +198,11 @@ class Watcher:
             return state
         raise StateNotReached(id, awaited, state.state)
 
+    def _check(self, id: str, after: int, timeout: float | None) -> None:
+        self.key(id)
+        check_whole(after, "after")
+        check_timeout(timeout)
+
     def _steps(self, id: str, after: int, timeout: float | None) -> Iterator[TaskState | None]:
         """A newer state each time there is one; None where it is time to wait a little."""
         follow = _FollowTask(self, id, after)
@@ -218,19 +225,49 @@ class Watcher:
 def _condition(until: Until) -> tuple[Callable[[TaskState], bool], tuple[str, ...]]:
     if until is None:
         return (lambda state: state.final), ()
-    if callable(until) and not isinstance(until, Enum):
+    if callable(until) and not isinstance(until, (Enum, type)):
         return until, ()
-    members = (until,) if isinstance(until, (str, Enum)) else tuple(until)
+    members: Collection[object] = (until,)
+    if isinstance(until, Collection) and not isinstance(until, (str, type)):
+        members = until
     awaited = tuple(_stored_name(member) for member in members)
+    if not awaited:
+        raise _no_state(until)
     return (lambda state: state.state in awaited), awaited
 
 
 def _stored_name(member: object) -> str:
     if isinstance(member, Enum):
         return Flow.of(type(member)).name_of(member)
-    if isinstance(member, str) and member:
+    if isinstance(member, str) and member.isprintable() and 0 < len(member) <= NAME_LENGTH:
         return member
-    raise InvalidInput("no state to wait for", "until", member, "a state, several, or a function")
+    raise _no_state(member)
+
+
+def _no_state(got: object) -> InvalidInput:
+    return InvalidInput("no state to wait for", "until", got, "a state, several, or a function")
+
+
+def check_timeout(timeout: object) -> None:
+    """Return if ``timeout`` is None or a number of seconds.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise InvalidInput("no timeout", "timeout", timeout, "None, or seconds of 0 or more")
+
+
+def check_whole(number: object, path: str) -> None:
+    """Return if ``number`` is an int.
+
+    Raises:
+        InvalidInput: it is none.
+    """
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise InvalidInput("no whole number", path, number, "an int")
 
 
 def pace(steps: Iterator[View | None], poll: float) -> Iterator[View]:

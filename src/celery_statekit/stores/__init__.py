@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from celery_statekit.errors import InvalidSetting
+from celery_statekit.plain import shown
 from celery_statekit.record import Limits
 from celery_statekit.stores.base import Enumerates, Leases, Store
 
@@ -71,7 +72,7 @@ def without_password(url: str) -> str:
         url = f"{scheme}://***@{tail}" if separator else f"***@{tail}"
     # What stands for a port and is no number may be a password without its host.
     url = re.sub(r"(://[^/?#]*:)(?!\d+(?:[/?#]|$))[^/?#]+", r"\1***", url)
-    return re.sub(r"(?i)((?:pass|secret|token|key|auth)[^=&]*=)[^&#]*", r"\1***", url)
+    return re.sub(r"(?i)((?:pass|pw|cred|secret|token|key|auth)[^=&]*=)[^&#]*", r"\1***", url)
 
 
 def _text(url: object) -> str:
@@ -81,12 +82,12 @@ def _text(url: object) -> str:
 
 
 def _invalid(what: str, url: object) -> InvalidSetting:
-    shown = without_password(url) if isinstance(url, str) else url
+    got = without_password(url) if isinstance(url, str) else shown(url)
     others = [f"{point.name}://" for point in entry_points(group=ENTRY_POINTS)]
     allowed = ", ".join(
         ("memory://name", "sqlite:///relative.db", "sqlite:////abs/path.db", *sorted(others))
     )
-    return InvalidSetting(what, "statekit_store", shown, allowed)
+    return InvalidSetting(what, "statekit_store", got, allowed)
 
 
 def _memory(url: str, limits: Limits, timeout: float) -> Store:  # noqa: ARG001 - it never waits
