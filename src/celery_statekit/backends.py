@@ -71,7 +71,8 @@ class GuardedBackend:
     ) -> None:
         """SUCCESS, if this is the current run and its result can be stored."""
         attempt: Attempt | None = getattr(request, "statekit", None)
-        if attempt is not None:
+        # After retry(throw=False) the next attempt says how the task ends.
+        if attempt is not None and not request.statekit_report.retried:
             if store_result and not request.ignore_result:
                 self._check_encodable(result)
             if not self._run_may_end(request, lambda: attempt.leave(state)):
@@ -141,7 +142,7 @@ class GuardedBackend:
     ) -> Any:
         """RETRY, unless the next run has begun: Celery publishes first and stores afterwards."""
         attempt: Attempt | None = getattr(request, "statekit", None)
-        if getattr(request, "statekit_retried", False):
+        if attempt is not None and request.statekit_report.retried:
             return None  # stored before the message was sent
         if attempt is not None:
             may = self._run_may_end(request, attempt.confirm)

@@ -30,6 +30,8 @@ class _Publisher(threading.local):
     """The app whose task is being published in this thread."""
 
     app: Celery | None = None
+    #: Id of the message that is being sent.
+    id: str = ""
 
 
 publisher: Final = _Publisher()
@@ -67,6 +69,7 @@ def _publishing(
     app = _publishing_app(sender)
     if app is None or headers.get("retries"):
         return
+    publisher.id = headers["id"]
     due_at, expires_at = _moment(headers.get("eta")), _moment(headers.get("expires"))
 
     def write() -> None:
@@ -75,6 +78,13 @@ def _publishing(
         )
 
     _soon(write)
+
+
+def not_sent(app: Celery) -> None:
+    """The message that was being sent has failed to leave: it is not PENDING."""
+    id, publisher.id = publisher.id, ""
+    if id:
+        _soon(lambda: Settings.of(app).tracker.unqueue(id))
 
 
 @signals.task_unknown.connect(weak=False, dispatch_uid="celery_statekit.unknown")

@@ -25,11 +25,17 @@ class Report:
 
     def __init__(self, task: Any, request: Any, attempt: Attempt, settings: Settings) -> None:
         self.interval = settings.values.progress_interval
+        #: Whether the run has come to the task's own code, for its ``__call__`` to know.
+        self.entered = False
+        #: Whether another task took its id, or its next attempt's message was sent.
+        self.replaced = self.retried = False
+        #: The exception that a retry is sent for.
+        self.cause: BaseException | None = None
         #: State and meta of an end that ``update_state`` reported.
         self.reported: tuple[str, Any] | None = None
         self._task = task
         self._request = request
-        self._attempt = attempt
+        self.attempt = attempt
         self._status = settings.values.status
         self._shown = 0
         self._told: Progress | None = None
@@ -39,17 +45,20 @@ class Report:
         ignored = request.ignore_result if "ignore_result" in vars(request) else task.ignore_result
         self._mirrors = not ignored and not request.is_eager
 
+    def __str__(self) -> str:
+        return f"{self.attempt.task}[{brief(self.attempt.id)}]"
+
     def show(self, meta: Any) -> None:
         """Show ``meta`` as it is in Celery's backend, until newer progress is reported."""
         self._meta_given = meta
-        self._meta_progress = content_of(self._attempt.reporter.snapshot())
+        self._meta_progress = content_of(self.attempt.reporter.snapshot())
 
     def flush(self) -> Callable[[], object] | None:
         """Write the newest progress; show newest state and progress in Celery's backend.
 
         Where the run is over, its thread hears of it at its next call.
         """
-        attempt = self._attempt
+        attempt = self.attempt
         try:
             progress = attempt.report()
         except (StaleAttempt, AttemptEnded) as exc:
@@ -67,7 +76,7 @@ class Report:
     def close(self) -> None:
         """The run is over: the flusher forgets it, and its last progress is told of."""
         flusher().forget(self)
-        progress = self._attempt.state.progress
+        progress = self.attempt.state.progress
         if progress is not None and content_of(progress) != self._told:
             flusher().call(self._telling(progress), 0)
 
@@ -75,14 +84,14 @@ class Report:
         self._told = content_of(progress)
 
         def tell() -> None:
-            self._attempt.announce(progress)
+            self.attempt.announce(progress)
             self._task.on_progress(progress)
 
         return tell
 
     def mirror_started(self) -> None:
         """Show STARTED as Celery's ``task_track_started`` does."""
-        host, _, pid = self._attempt.state.worker.rpartition(":")
+        host, _, pid = self.attempt.state.worker.rpartition(":")
         meta = {"pid": int(pid), "hostname": host} if pid.isdigit() else {}
         self._mirror(celery_states.STARTED, meta)
 
@@ -94,7 +103,7 @@ class Report:
         if self._mirrors:
             try:
                 self._task.own_backend.mark_as_retry(
-                    self._attempt.id, cause, format_exc() if cause else None, request=self._request
+                    self.attempt.id, cause, format_exc() if cause else None, request=self._request
                 )
             except Exception as exc:  # noqa: BLE001 - as in _mirror
                 self._warn("RETRY is not shown in the result backend", exc)
@@ -104,7 +113,7 @@ class Report:
         state, meta = self.reported or (celery_states.FAILURE, None)
         exc = ReportedFailure(meta)
         self._task.backend.mark_as_failure(
-            self._attempt.id, exc, request=self._request, store_result=self._mirrors, state=state
+            self.attempt.id, exc, request=self._request, store_result=self._mirrors, state=state
         )
 
     def _name(self, state: TaskState) -> str:
@@ -118,14 +127,14 @@ class Report:
         meta = (state.progress or Progress()).meta()
         if state.state not in LIFECYCLE:
             meta["state"] = state.state
-            meta["label"] = self._attempt.flow.labels.get(state.state, state.state)
+            meta["label"] = self.attempt.flow.labels.get(state.state, state.state)
         return meta
 
     def _mirror(self, name: str, meta: Any) -> None:
         if not self._mirrors:
             return
         try:
-            self._task.own_backend.store_result(self._attempt.id, meta, name, request=self._request)
+            self._task.own_backend.store_result(self.attempt.id, meta, name, request=self._request)
         except Exception as exc:  # noqa: BLE001 - what is shown must never fail what is done
             self._warn("its state is not shown in the result backend", exc)
 
@@ -133,4 +142,4 @@ class Report:
         """Say it once a run: it happens again at every interval."""
         if not self._failed:
             self._failed = True
-            logger.warning("%s[%s]: %s: %s", self._attempt.task, brief(self._attempt.id), what, exc)
+            logger.warning("%s: %s: %s", self, what, exc)

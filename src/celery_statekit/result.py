@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from celery.result import AsyncResult, EagerResult
+from celery.result import AsyncResult, EagerResult, GroupResult
 
 from celery_statekit.record import Change, TaskState
 from celery_statekit.settings import Settings
@@ -130,3 +130,17 @@ class StatefulEagerResult(_Recorded[Returned], EagerResult):
 
     def _watcher(self) -> Watcher:
         return Settings.of(self.app).watcher_of(eager=True)
+
+
+class StatefulGroupResult(GroupResult):
+    """A ``GroupResult`` whose clients are clients, whichever way its backend joins results."""
+
+    def join_native(self, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's; it reads the stored values without asking each result."""
+        values = super().join_native(*args, **kwargs)
+        if not isinstance(values, list):
+            return values
+        return [
+            result._hydrated(value) if isinstance(result, StatefulResult) else value  # noqa: SLF001
+            for result, value in zip(self.results, values, strict=False)
+        ]

@@ -8,10 +8,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from enum import Enum
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from uuid import uuid4
 
@@ -32,15 +33,14 @@ from celery_statekit.errors import (
     StaleAttempt,
     StatekitError,
     StoreError,
-    brief,
 )
 from celery_statekit.flusher import flusher
-from celery_statekit.listeners import client_of, publisher, stateful_apps
+from celery_statekit.listeners import client_of, not_sent, publisher, stateful_apps
 from celery_statekit.progress import Progress, check_nesting
 from celery_statekit.record import Change, TaskState, check_id
 from celery_statekit.report import Report
 from celery_statekit.reporter import Reporter
-from celery_statekit.result import StatefulEagerResult, StatefulResult
+from celery_statekit.result import StatefulEagerResult, StatefulGroupResult, StatefulResult
 from celery_statekit.settings import Settings, unwrapped
 from celery_statekit.states import RESERVED, Flow, task_flow
 from celery_statekit.tracker import Attempt, Tracker
@@ -76,8 +76,6 @@ class StatefulTask(Task):
     is_stateful: ClassVar[bool] = False
     #: Whether Celery would have stored STARTED; it would do so before any hook, over a live run.
     _shows_started: ClassVar[bool] = False
-    #: A subclass's own ``__call__``, which runs inside of this one.
-    _own_call: ClassVar[Any] = None
     #: Whether a base class between this one and Celery's has a ``__call__`` of its own.
     _calls_super: ClassVar[bool] = False
 
@@ -99,14 +97,25 @@ class StatefulTask(Task):
         above = cls.__mro__[cls.__mro__.index(StatefulTask) + 1 : cls.__mro__.index(Task)]
         cls._calls_super = any("__call__" in vars(base) for base in above)
         cls._hydration = _hydration_of(cls)
-        stateful_apps.add(unwrapped(app))
+        app = unwrapped(app)
+        stateful_apps.add(app)
+        if not issubclass(app.GroupResult, StatefulGroupResult):
+            app.GroupResult = app.subclass_with_self(StatefulGroupResult, name="GroupResult")
 
     @classmethod
     def _take_call(cls) -> None:
         """Stand around a subclass's own ``__call__``: it may end in ``run``, as Celery's docs say."""
         own = cls.__call__
-        if own is not StatefulTask.__call__:
-            cls._own_call, cls.__call__ = own, StatefulTask.__call__  # type: ignore[method-assign]
+        if own is StatefulTask.__call__ or hasattr(own, "__wrapped__"):
+            return
+
+        @wraps(own)
+        def call(self: StatefulTask, *args: Any, **kwargs: Any) -> Any:
+            if self._begins():
+                return self._execute(partial(own, self), args, kwargs)
+            return own(self, *args, **kwargs)
+
+        cls.__call__ = call  # type: ignore[method-assign]
 
     # --- what a running task uses -------------------------------------------------------------
 
@@ -127,7 +136,7 @@ class StatefulTask(Task):
         """
         attempt = self._attempt("enter")
         entered = attempt.enter(self._flow.name_of(state), reason=reason, detail=detail)
-        report = getattr(self.request, "statekit_report", None)
+        report = self._report()
         if report is not None:
             report.show(None)
             flusher().hurry(report)
@@ -202,12 +211,14 @@ class StatefulTask(Task):
             IllegalTransition: the task has declared states, and may not enter this one now.
         """
         request = self.request_stack.top
-        if not self.is_stateful or (task_id and (request is None or task_id != request.id)):
+        another = task_id and (request is None or task_id != request.id)
+        # Or of a before_start: the run has not begun.
+        if not self.is_stateful or another or self._begins():
             super().update_state(task_id=task_id, state=state, meta=meta, **kwargs)
             return
         attempt = self._attempt("update_state")
         details = _as_details(meta, Settings.of(self.app).values.record_bytes)
-        report = getattr(request, "statekit_report", None)
+        report = self._report()
         if isinstance(state, str) and state in _CELERY_STATES:
             self._celery_state(state, meta, report)
         elif state not in (None, "PROGRESS", attempt.state.state):
@@ -242,46 +253,54 @@ class StatefulTask(Task):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task. Called by a worker: claim, hydrate, run, flush, check the fence."""
-        request = self.request_stack.top
-        if not self.is_stateful or request is None or request.called_directly:
+        if self._begins():
+            return self._execute(None, args, kwargs)
+        report = self._report()
+        if report is None or report.entered:
+            # Called directly, or by itself.
             return super().__call__(*args, **kwargs)
-        if getattr(request, "statekit_running", False):
-            # A subclass's own __call__ that ends in super(), or a task that calls itself.
-            inside, request.statekit_inside = getattr(request, "statekit_inside", False), True
-            return super().__call__(*args, **kwargs) if inside else self._run(args, kwargs)
-        attempt, report = self._begun(request)
-        request.statekit_running = True
+        # A subclass's own __call__ that ends in super().
+        return self._run(report, args, kwargs)
+
+    def _begins(self) -> bool:
+        """Whether a worker (or an eager call) calls the task now: a run begins."""
+        request = self.request_stack.top
+        return (
+            self.is_stateful
+            and request is not None
+            and not request.called_directly
+            and getattr(request, "statekit", None) is None
+        )
+
+    def _report(self) -> Report | None:
+        return getattr(self.request_stack.top, "statekit_report", None)
+
+    def _execute(self, own: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
+        attempt, report = self._begin(self.request_stack.top)
         try:
             if self._hydration is not None and not self._hydration.idle:
                 args, kwargs = self._hydration.arguments(args, kwargs)
-            if self._own_call is not None:
-                returned = self._own_call(*args, **kwargs)
-            else:
-                request.statekit_inside = True
-                returned = self._run(args, kwargs)
+            returned = own(*args, **kwargs) if own else self._run(report, args, kwargs)
         except BaseException as exc:
             self._left(attempt, report, exc)
             raise
         flusher().forget(report)
         attempt.reporter.close()
-        try:
-            if not getattr(request, "statekit_replaced", False):
+        if not report.replaced and not report.retried:
+            try:
                 attempt.confirm()
-        except StatekitError:
-            logger.warning("%s[%s]: fence not checked", self.name, brief(attempt.id), exc_info=True)
+            except (StaleAttempt, AttemptEnded):
+                raise
+            except StatekitError:
+                logger.warning("the fence of %s was not checked", report, exc_info=True)
         return returned
 
-    def _run(self, args: Any, kwargs: Any) -> Any:
+    def _run(self, report: Report, args: Any, kwargs: Any) -> Any:
+        report.entered = True
         # Celery's own __call__ would put an empty request on top where the run is eager.
         return super().__call__(*args, **kwargs) if self._calls_super else self.run(*args, **kwargs)
 
-    def _begun(self, request: Any) -> tuple[Attempt, Report]:
-        """The run of ``request``; claimed by its first call, which a ``before_start`` may make."""
-        if getattr(request, "statekit", None) is None:
-            self._begin(request)
-        return request.statekit, request.statekit_report
-
-    def _begin(self, request: Any) -> None:
+    def _begin(self, request: Any) -> tuple[Attempt, Report]:
         """The run is claimed; where the store is away it begins all the same.
 
         Raises:
@@ -302,11 +321,12 @@ class StatefulTask(Task):
             logger.info("%s; this delivery does nothing", ended)
             raise
         except StatekitError:
-            logger.exception("the start of %s[%s] is not recorded", self.name, brief(request.id))
+            logger.exception("the start of %s is not recorded", report)
         request.statekit, request.statekit_report = attempt, report
         if self._shows_started:
             report.mirror_started()
         flusher().watch(report)
+        return attempt, report
 
     def _left(self, attempt: Attempt, report: Report, exc: BaseException) -> None:
         """The run was left by an exception: write what it means, where Celery will not say."""
@@ -317,7 +337,7 @@ class StatefulTask(Task):
         except (StaleAttempt, AttemptEnded):
             logger.debug("a stale run left", exc_info=True)
         except StatekitError:
-            logger.exception("the outcome of %s[%s] is not recorded", self.name, brief(attempt.id))
+            logger.exception("the outcome of %s is not recorded", report)
         else:
             report.close()
 
@@ -345,21 +365,22 @@ class StatefulTask(Task):
         Raises:
             StaleAttempt: a newer run has taken over; nothing is sent.
         """
-        request = self.request_stack.top
-        attempt = getattr(request, "statekit", None)
-        if attempt is not None and getattr(request, "statekit_report", None) is not None:
+        report = self._report()
+        if report is not None:
             with suppress(StoreError, InvalidInput):
-                attempt.confirm()
-            request.statekit_cause = kwargs.get("exc") or sys.exc_info()[1]
+                report.attempt.confirm()
+            report.cause = kwargs.get("exc") or sys.exc_info()[1]
         return super().retry(*args, **kwargs)
 
     def on_replace(self, sig: Any) -> Any:
         """As Celery's; IGNORED is recorded before the replacement, of the same id, is sent."""
-        request = self.request_stack.top
-        attempt: Attempt | None = getattr(request, "statekit", None)
-        if attempt is not None and getattr(request, "statekit_report", None) is not None:
-            attempt.leave("IGNORED", reason=f"replaced by {sig.task}")
-            request.statekit_replaced = True
+        report = self._report()
+        if report is not None:
+            try:
+                report.attempt.leave("IGNORED", reason=f"replaced by {sig.task}")
+            except (StoreError, InvalidInput):
+                logger.exception("IGNORED of %s is not recorded", report)
+            report.replaced = True
         return super().on_replace(sig)
 
     def _may_leave(self, options: dict[str, Any]) -> bool:
@@ -368,23 +389,22 @@ class StatefulTask(Task):
         Celery publishes a retry before it stores RETRY (celery 5.7 app/task.py, app/trace.py), so
         the next attempt might begin, and end, before this one is said to be over.
         """
-        request = self.request_stack.top
-        attempt: Attempt | None = getattr(request, "statekit", None)
-        if attempt is None or options.get("task_id") != attempt.id:
+        report = self._report()
+        if report is None or options.get("task_id") != report.attempt.id:
             return True
-        if options.get("retries", 0) <= request.retries:
+        if options.get("retries", 0) <= self.request_stack.top.retries:
             return True
         eta, countdown = options.get("eta"), options.get("countdown")
-        cause = getattr(request, "statekit_cause", None)
+        report.retried = True
         try:
-            self._leave_for_retry(attempt, cause, _due_at(countdown if eta is None else eta))
-            request.statekit_report.mirror_retry(cause)
-            request.statekit_retried = True
+            due_at = _due_at(countdown if eta is None else eta)
+            self._leave_for_retry(report.attempt, report.cause, due_at)
+            report.mirror_retry(report.cause)
         except (StaleAttempt, AttemptEnded) as over:
             logger.warning("%s; its retry is not sent", over)
             return False
         except StatekitError:
-            logger.exception("RETRY of %s[%s] is not recorded", self.name, brief(attempt.id))
+            logger.exception("RETRY of %s is not recorded", report)
         return True
 
     def _leave_for_retry(
@@ -401,7 +421,7 @@ class StatefulTask(Task):
         if attempt is not None:
             return attempt
         if not request.called_directly:
-            return self._begun(request)[0]
+            raise NotRunning(self.name, call)  # a before_start: the run has not begun
         # Called directly: moves are checked, and leave no trace.
         from celery_statekit.stores.memory import MemoryStore  # noqa: PLC0415 - as said above
 
@@ -443,9 +463,12 @@ class StatefulTask(Task):
         shown = self._hydration and self._hydration.redacted(args or (), kwargs or {})
         if shown:
             options["argsrepr"], options["kwargsrepr"] = shown
-        before, publisher.app = publisher.app, app
+        before, publisher.app, publisher.id = publisher.app, app, ""
         try:
             return super().apply_async(args, kwargs, *positional, **options)
+        except Exception:
+            not_sent(app)
+            raise
         finally:
             publisher.app = before
 

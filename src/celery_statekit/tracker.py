@@ -132,6 +132,12 @@ class Tracker:
         ahead = max(due_at or 0.0, expires_at or 0.0) - self.now()
         self._commit(id, decide, ttl=self._after(ahead))
 
+    def unqueue(self, id: str) -> None:
+        """The message was not sent after all: the record goes, unless a run has begun."""
+        state = self.read(id)
+        if state.state == "PENDING" and state.changes == 1:
+            self.store.delete(self.key(id))
+
     def attempt(
         self,
         id: str,

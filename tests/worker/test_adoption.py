@@ -8,12 +8,15 @@ import tracemalloc
 from typing import Any
 
 import pytest
-from celery import Celery, Task, shared_task
+from celery import Celery, Task, chord, shared_task
 from celery.beat import ScheduleEntry, Scheduler
 from celery.contrib.django.task import DjangoTask
 from celery.exceptions import Ignore
 from celery.result import AsyncResult
 from celery.schedules import schedule
+from celery.signals import before_task_publish
+from kombu.exceptions import OperationalError
+from kombu.transport import memory
 
 from celery_statekit import StatefulResult, StatefulTask, States, setup, signals, stateful, track
 from celery_statekit.errors import IllegalTransition, InvalidSetting, NotRunning, SetupTooLate
@@ -250,10 +253,35 @@ class TestSetup:
 
         work()
         result = app.tasks["celery.backend_cleanup"].delay()
-        until(lambda: result.ready())
+        until(result.ready)
         state = result.task_state
         assert (state.state, state.source) == ("SUCCESS", "celery")
         assert result.history() == []
+
+    @pytest.mark.parametrize("place", ["threads-memory"], indirect=True)
+    def test_leaves_the_chord_unlocking_task_alone(self, app, work, hear, tmp_path):
+        """Nor of the task that polls for a chord where the backend cannot count its members."""
+        app.conf.result_backend = f"file://{tmp_path}"
+        published, heard = [], hear(signals.state_changed)
+
+        @app.task(name="shop.member")
+        def member(n):
+            return n
+
+        @app.task(name="shop.body")
+        def body(numbers):
+            return sum(numbers)
+
+        def note(sender, **_):
+            published.append(sender)
+
+        work()
+        before_task_publish.connect(note)
+        result = chord([member.s(1), member.s(2)], body.s()).apply_async()
+        assert result.get(timeout=10, interval=0.01) == 3
+        before_task_publish.disconnect(note)
+        assert "celery.chord_unlock" in published
+        assert {change.task for change in heard} == {"shop.member", "shop.body"}
 
     def test_leaves_tasks_made_before_alone_until_they_are_used(self, app_with):
         """Tasks that were declared before, but not used, become stateful too."""
@@ -346,7 +374,7 @@ def test_setup_composes_with_djangos_class(app, work, ended):
     assert callable(load.delay_on_commit)
 
 
-def test_class_that_overrides_call_and_calls_run(app, work, ended, states_of):
+def test_class_that_overrides_call_and_calls_run(app, work, states_of):
     """A StatefulTask with a ``__call__`` of its own that calls ``run``, as Celery says, is recorded."""
 
     class Base(StatefulTask):
@@ -483,7 +511,7 @@ def test_before_start_does_not_hide_the_run(app, work, until, states_of):
     assert states_of(result) == PASSED
 
 
-def test_before_start_may_ignore_after_it_spoke(app, work, until, states_of):
+def test_before_start_may_ignore_after_it_spoke(app, work, until):
     """A ``before_start`` that reports and then raises ``Ignore`` leaves no run that seems to go on."""
 
     class Base(StatefulTask):
@@ -685,6 +713,22 @@ def test_misspelt_setting_is_an_error(app):
         load.delay()
 
 
+def test_message_that_was_not_sent_is_not_pending(app, monkeypatch):
+    """When the broker refuses a publish, nothing says that the task is queued."""
+
+    def refuse(*_, **__):
+        raise OperationalError("no broker")
+
+    @app.task(base=StatefulTask)
+    def load():
+        """Never run."""
+
+    monkeypatch.setattr(memory.Channel, "_put", refuse)
+    with pytest.raises(OperationalError):
+        load.apply_async(task_id="chosen", retry=False)
+    assert load.AsyncResult("chosen").task_state.state == "UNKNOWN"
+
+
 def test_countdown_and_eta_say_when_it_is_due(app):
     """PENDING of a task with a countdown says when it is due."""
 
@@ -850,7 +894,7 @@ def test_ignored_result_of_one_call(app, work, until):
     assert result.state == "PENDING"
 
 
-def test_disabled_backend_keeps_the_record(app_with, work, app, until):
+def test_disabled_backend_keeps_the_record(work, app, until):
     """An app without a result backend has records all the same."""
     app.conf.result_backend = "disabled"
 

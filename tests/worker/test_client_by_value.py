@@ -158,9 +158,7 @@ def test_autoretry_does_not_hide_the_annotations(app, work, ended):
     """A task with ``autoretry_for`` is hydrated in each attempt."""
     seen = []
 
-    @app.task(
-        bind=True, base=StatefulTask, autoretry_for=(OSError,), retry_kwargs={"countdown": 0}
-    )
+    @app.task(bind=True, base=StatefulTask, autoretry_for=(OSError,), retry_kwargs={"countdown": 0})
     def load(self, order: Order) -> Order:
         seen.append(type(order))
         if not self.request.retries:
@@ -244,6 +242,15 @@ def test_group(add, work, until):
     until(results.ready)
     assert [result.get().client_id for result in results] == ["o-0", "o-1", "o-2"]
     assert all(isinstance(result.get(), Order) for result in results)
+
+
+def test_group_result(add, work):
+    """The results of a group are clients, however they are asked for."""
+    work()
+    results = group(add.s(Order(f"o-{n}")) for n in range(2)).apply_async()
+    joined = results.join(timeout=10, interval=0.01)
+    assert results.get(timeout=10, interval=0.01) == joined
+    assert [type(order) for order in joined] == [Order, Order]
 
 
 def test_chord_body_gets_a_list_of_clients(app, add, work, ended):

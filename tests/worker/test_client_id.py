@@ -181,7 +181,7 @@ def test_reaches_the_task_that_replaces_it(app, whose, work, ended):
     assert result.get() == "c-7"
 
 
-def test_two_clients_do_not_mix(app, whose, work, ended):
+def test_two_clients_do_not_mix(whose, work, ended):
     """What runs after a client's task in the same thread is not that client's."""
     work()
     first = whose.apply_async(client_id="c-7")

@@ -61,7 +61,10 @@ def test_result_has_record_and_history(app, call):
     assert (state.state, state.attempt, state.final) == ("SUCCESS", 1, True)
     assert state.progress.current == 4
     steps = [change.to_state for change in result.history()]
-    assert steps in (["STARTED", "READING", "SUCCESS"], ["PENDING", "STARTED", "READING", "SUCCESS"])
+    assert steps in (
+        ["STARTED", "READING", "SUCCESS"],
+        ["PENDING", "STARTED", "READING", "SUCCESS"],
+    )
 
 
 def test_result_can_be_watched(app, call):
@@ -202,9 +205,7 @@ def test_chosen_store_is_used(store_url):
 def test_stored_eager_result_is_celerys_result(store_url):
     """``task_store_eager_result`` stores the end in Celery's backend as ever."""
     app = Celery("stored", set_as_current=False, broker="memory://", backend="cache+memory://")
-    app.conf.update(
-        statekit_store=store_url, task_always_eager=True, task_store_eager_result=True
-    )
+    app.conf.update(statekit_store=store_url, task_always_eager=True, task_store_eager_result=True)
 
     @app.task(base=StatefulTask, shared=False)
     def load():

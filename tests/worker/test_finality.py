@@ -156,7 +156,7 @@ def test_end_told_from_outside_stops_the_run(app, work, gate, until, states_of):
     assert linked == [1]
 
 
-def test_run_that_was_ended_from_outside_stops_at_its_next_item(app, work, gate, until):
+def test_run_that_was_ended_from_outside_stops_at_its_next_item(app, work, gate):
     """A loop of a run whose end was recorded from outside is left at the next item."""
     begun, left, rows = gate(), gate(), []
 
@@ -364,7 +364,7 @@ def test_autoretry_lets_the_fence_through(takeover, idle, states_of):
 
 
 @threads
-def test_stale_run_stops_at_its_next_item(takeover, idle):
+def test_stale_run_stops_at_its_next_item(takeover):
     """A loop of a stale run is left soon after its first report was refused."""
 
     def body(self):
@@ -387,7 +387,7 @@ def test_stale_run_cannot_swallow_its_fence(takeover, states_of, idle):
     def body(self):
         try:
             self.enter(Import.READING)
-        except Exception:
+        except Exception:  # noqa: BLE001 - as tasks do
             return "first"
 
     run = takeover(body)

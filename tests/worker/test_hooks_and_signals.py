@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from celery_statekit import ClientState, Clients, StatefulTask, States, signals
+from celery_statekit import Clients, ClientState, StatefulTask, States, signals
 from celery_statekit.errors import IllegalTransition
 
 

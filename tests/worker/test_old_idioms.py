@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import logging
 import time
 import uuid
@@ -135,7 +135,7 @@ def test_meta_need_not_be_a_dict(app, work, gate, ended, until, meta):
 @pytest.mark.parametrize(
     "meta",
     [
-        {"since": datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)},
+        {"since": dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc)},
         {"price": Decimal("1.5")},
         {"id": uuid.UUID(int=5)},
         {7: "seven"},

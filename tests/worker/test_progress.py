@@ -463,7 +463,7 @@ def test_two_runs_of_one_task_do_not_mix(app, work, ended):
     assert ended(other).progress.current == 102
 
 
-def test_progress_after_the_end_changes_nothing(app, work, ended, until):
+def test_progress_after_the_end_changes_nothing(app, work, ended):
     """What a thread reports after its task's end is not written."""
     kept = SimpleNamespace()
 

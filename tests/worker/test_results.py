@@ -225,7 +225,7 @@ def test_watch_times_out(load, work, until, go):
     go.set()
 
 
-def test_awatch_leaves_the_event_loop_free(load, work, go, until):
+def test_awatch_leaves_the_event_loop_free(load, work, go):
     """``async for`` over ``awatch`` gives the same, and other coroutines run meanwhile."""
     work()
     result = load.delay()
@@ -271,6 +271,7 @@ def test_awatch_does_not_block_while_the_store_does(load, work, app, go, gate, u
     async def first():
         async for state in result.awatch(timeout=10):
             return state.state
+        return None
 
     async def both():
         watching = asyncio.create_task(first())
@@ -387,7 +388,12 @@ def test_id_that_was_never_sent_is_unknown(load):
     """An id that nobody knows is UNKNOWN, not PENDING, and has no history."""
     result = load.AsyncResult("never-sent")
     state = result.task_state
-    assert (state.state, state.known, state.source, state.version) == ("UNKNOWN", False, "nobody", 0)
+    assert (state.state, state.known, state.source, state.version) == (
+        "UNKNOWN",
+        False,
+        "nobody",
+        0,
+    )
     assert result.history() == []
 
 
@@ -404,7 +410,7 @@ def test_watching_an_id_that_nobody_knows_ends(app, load):
     assert isinstance(raised.value, LookupError)
 
 
-def test_watching_an_id_before_it_is_sent(app, load, work, go, until):
+def test_watching_an_id_before_it_is_sent(load, work, go):
     """An id that is sent a moment later is watched from then on."""
     go.set()
     work()

@@ -360,7 +360,7 @@ def test_detail_that_is_too_large_is_refused(app, work, ended, states_of):
 # --- Celery's backend ----------------------------------------------------------------------------
 
 
-def test_mirror_that_fails_does_not_fail_the_task(app, work, got, until, monkeypatch, gate):
+def test_mirror_that_fails_does_not_fail_the_task(app, work, got, monkeypatch, gate):
     """When Celery's result backend cannot store PROGRESS, the run goes on."""
     refused, go = gate(), gate()
     store_result = CacheBackend.store_result
