@@ -150,7 +150,8 @@ class Flusher:
     def _guarded(self, function: Callable[[], object]) -> object:
         try:
             return function()
-        except Exception:
+        except BaseException:
+            # Also a hook's sys.exit(): it must not end this thread.
             logger.exception("a write in the background failed")
             return None
 

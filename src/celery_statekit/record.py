@@ -8,7 +8,7 @@ that this release does not know are kept.
 from __future__ import annotations
 
 import json
-import os
+import random
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -106,7 +106,8 @@ def check_id(id: object, path: str = "client_id") -> str:
 
 
 def _token() -> str:
-    return os.urandom(4).hex()
+    # Not os.urandom: a system call a write. Python seeds a forked child's generator anew.
+    return f"{random.getrandbits(32):08x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

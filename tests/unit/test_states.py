@@ -35,7 +35,7 @@ def declare(
 
     def body(namespace: dict[str, Any]) -> None:
         for name, value in members.items():
-            namespace[name] = value  # noqa: PERF403 - update() would make no members
+            namespace[name] = value
         if flow is not None:
             namespace["__flow__"] = flow
         if guards is not None:
