@@ -81,16 +81,19 @@ class _Document:
         document = dict(record.document)
         try:
             client, held = document.pop("client"), document.pop("held", "")
-            changes = document.pop("changes", 0)
+            once, changes = document.pop("once", []), document.pop("changes", 0)
             if (
                 not isinstance(client, dict)
                 or not isinstance(held, str)
+                or not all(isinstance(part, str) for task, name in once for part in (task, name))
+                or not all(isinstance(pair, list) for pair in once)
                 or type(changes) is not int
+                or changes < 0
             ):
-                raise TypeError("client, held or changes is of another type")
+                raise TypeError("client, once, held or changes is of another type")
             return cls(
                 client=client,
-                once=tuple((str(task), str(name)) for task, name in document.pop("once", ())),
+                once=tuple((task, name) for task, name in once),
                 held=held,
                 changes=changes,
                 extra=document,

@@ -8,6 +8,7 @@ that this release does not know are kept.
 from __future__ import annotations
 
 import json
+import math
 import random
 import zlib
 from collections.abc import Callable, Mapping
@@ -15,7 +16,6 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 from urllib.parse import quote
 
-from celery_statekit import errors as _errors
 from celery_statekit.errors import (
     CorruptRecord,
     InvalidId,
@@ -282,7 +282,8 @@ def _count(value: object) -> int:
 
 
 def _moment(value: object) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    # JSON's 1e999 is read as infinity.
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise TypeError(f"{brief(value)} is no time")
     return float(value)
 
@@ -375,7 +376,7 @@ def cut_text(text: object, limit: int) -> str:
     try:
         whole = str(text)
     except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
-        whole = _errors.brief(text)
+        whole = brief(text)
     encoded = whole.encode("utf-8", "replace")
     if len(encoded) <= limit:
         return encoded.decode()
@@ -485,7 +486,7 @@ def encode_change(key: str, change: Change) -> str:
     document = dict(change.extra)
     for name in _CHANGE_FIELDS:
         value = getattr(change, name)
-        if value or name in ("from_state", "to_state"):
+        if value or name in ("from_state", "to_state", "at"):
             document[name] = dict(value) if name == "detail" else value
     return _seal(key, dump_json(document, "change", key))
 

@@ -638,7 +638,10 @@ class LeasesToEveryone(Unbroken):
     """Who asks last is the holder."""
 
     caught_by = "test_a_lease_has_one_holder"
-    instead: ClassVar = {"ACQUIRE": sqlite.ACQUIRE.partition("WHERE")[0]}
+    instead: ClassVar = {
+        "HOLDER": f"{sqlite.HOLDER} AND 0",
+        "ACQUIRE": sqlite.ACQUIRE.partition("WHERE")[0],
+    }
 
 
 class LeasesForEver(Unbroken):

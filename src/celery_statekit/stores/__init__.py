@@ -65,14 +65,18 @@ def open_store(url: str, *, limits: Limits | None = None, timeout: float = 5.0) 
 
 
 def without_password(url: str) -> str:
-    """``url`` as it may be shown: ``***`` for user and password, and for secrets in its query."""
+    """``url`` as it may be shown: ``***`` for user and password, and for what its query says.
+
+    Of that only the number of a database is shown: no list holds all the names that secrets have.
+    """
     head, at, tail = url.rpartition("@")
     if at:
         scheme, separator, _ = head.partition("://")
         url = f"{scheme}://***@{tail}" if separator else f"***@{tail}"
     # What stands for a port and is no number may be a password without its host.
     url = re.sub(r"(://[^/?#]*:)(?!\d+(?:[/?#]|$))[^/?#]+", r"\1***", url)
-    return re.sub(r"(?i)((?:pass|pw|cred|secret|token|key|auth)[^=&]*=)[^&#]*", r"\1***", url)
+    url = re.sub(r"#.*", "#***", url, flags=re.DOTALL)
+    return re.sub(r"(?<![^?&;])(?!db=\d+(?:[&;#]|$))([^?&;#=]*=)[^&;#]*", r"\1***", url)
 
 
 def _text(url: object) -> str:
