@@ -14,6 +14,8 @@ from celery_statekit.errors import InvalidProgress, brief
 
 #: How deep a task's own facts may be nested.
 LEVELS: Final = 100
+#: How many values a document may hold.
+VALUES: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,24 +173,30 @@ def checked_mapping(value: object, path: str) -> dict[str, Any]:
     return dict(value)
 
 
-def check_nesting(value: object, levels: int = LEVELS) -> None:
-    """Check what ``json`` does not: the keys inside ``value``, and how deep it is nested.
+def check_nesting(value: object) -> None:
+    """Check what ``json`` does not: keys inside ``value``, how deep it is, and how much it holds.
 
     Raises:
         TypeError: a key is no text; JSON may make of it one that stands there already.
-        ValueError: it is deeper than every reader can be sure to read.
+        ValueError: it is deeper than every reader can be sure to read, or holds more than a
+            million values (a short list that holds itself twice, forty times over, does).
     """
-    if not isinstance(value, (Mapping, list, tuple)):
-        return
-    if not levels:
-        raise ValueError(f"nested over {LEVELS} levels")
-    if isinstance(value, Mapping):
-        for name in value:
-            if not isinstance(name, str):
-                raise TypeError(f"key {brief(name)} is no text")
-        value = tuple(value.values())
-    for item in value:
-        check_nesting(item, levels - 1)
+    held, left = [(value, LEVELS)], VALUES
+    while held:
+        item, levels = held.pop()
+        if isinstance(item, Mapping):
+            for name in item:
+                if not isinstance(name, str):
+                    raise TypeError(f"key {brief(name)} is no text")
+            item = tuple(item.values())
+        elif not isinstance(item, (list, tuple)):
+            continue
+        left -= len(item)
+        if not levels:
+            raise ValueError(f"nested over {LEVELS} levels")
+        if left < 0:
+            raise ValueError(f"holds over {VALUES} values")
+        held += [(inner, levels - 1) for inner in item]
 
 
 def _json_object(value: object, path: str) -> dict[str, Any]:
