@@ -11,7 +11,7 @@ from celery._state import get_current_task
 from celery.utils.imports import symbol_by_name
 
 from celery_statekit import reporter
-from celery_statekit.errors import SetupTooLate
+from celery_statekit.errors import InvalidInput, SetupTooLate
 from celery_statekit.result import StatefulResult
 from celery_statekit.task import StatefulTask
 
@@ -43,6 +43,9 @@ def setup(app: Celery) -> Celery:
 
 
 def _task_class(app: Celery) -> type[Task]:
+    given: object = app
+    if not isinstance(given, Celery):
+        raise InvalidInput("no app", "app", given, "a Celery app")
     found: type[Task] = symbol_by_name(app.task_cls)
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -317,6 +317,16 @@ class ClientState(Declared, states=ClientStates):
         return data
 
     # --- as a value ---------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # What is no field is not stored: a typo would be lost without a word.
+        if not (name.startswith("_") or hasattr(type(self), name) or name in self._field_names()):
+            raise AttributeError(f"{type(self).kind} has no field {name!r}")
+        super().__setattr__(name, value)
+
+    @classmethod
+    def _field_names(cls) -> Container[str]:
+        return cls.__dataclass_fields__
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ClientState) or type(self) is not type(other):

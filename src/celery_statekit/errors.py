@@ -295,7 +295,7 @@ class ClientExists(_ClientError):
     """Raised by ``create`` when a client of that id is stored already."""
 
     def sentence(self) -> str:
-        return f"a {self.client} is stored already under id {brief(self.id)}"
+        return f"{self.client} {brief(self.id)} is stored already"
 
 
 class ContentionTimeout(StatekitError):

@@ -18,7 +18,7 @@ from celery._state import get_current_app, get_current_task
 from celery.exceptions import NotRegistered
 
 from celery_statekit.backends import PATIENCE, error_facts, sentence
-from celery_statekit.errors import InvalidId, StatekitError
+from celery_statekit.errors import InvalidId, InvalidSetting, StatekitError, StoreNotConfigured
 from celery_statekit.flusher import flusher
 from celery_statekit.record import check_id
 from celery_statekit.settings import Settings
@@ -85,6 +85,24 @@ def not_sent(app: Celery) -> None:
     id, publisher.id = publisher.id, ""
     if id:
         _soon(lambda: Settings.of(app).tracker.unqueue(id))
+
+
+@signals.worker_init.connect(weak=False, dispatch_uid="celery_statekit.init")
+def _starting(sender: Any = None, **_: Any) -> None:
+    """A worker whose settings cannot be obeyed does not start: each of its tasks would fail."""
+    app = getattr(sender, "app", None)
+    if app is None or app not in stateful_apps:
+        return
+    try:
+        store = Settings.of(app).store
+        store.read(Settings.of(app).tracker.key("celery_statekit"))
+    except (InvalidSetting, StoreNotConfigured) as exc:
+        raise SystemExit(f"celery_statekit: {exc}") from exc
+    except StatekitError:
+        logger.exception("the store cannot be read; tasks run, and their states are not recorded")
+    else:
+        if store.name.startswith("memory:") and not str(app.conf.broker_url).startswith("memory:"):
+            logger.warning("%s is seen by this process alone, not by who sends tasks", store.name)
 
 
 @signals.task_unknown.connect(weak=False, dispatch_uid="celery_statekit.unknown")

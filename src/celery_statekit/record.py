@@ -35,6 +35,8 @@ WRITES_KEPT: Final = 16
 ID_BYTES: Final = 200
 
 UNKNOWN: Final = "UNKNOWN"
+#: Begins the reason of a task in whose place another one goes on under the same id.
+REPLACED: Final = "replaced by "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

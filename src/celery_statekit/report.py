@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from traceback import format_exc
 from typing import Any
 
@@ -111,7 +111,10 @@ class Report:
     def end_as_reported(self) -> None:
         """End as ``update_state(state=...)`` said before ``raise Ignore()``."""
         state, meta = self.reported or (celery_states.FAILURE, None)
-        exc = ReportedFailure(meta)
+        exc: BaseException = ReportedFailure(meta)
+        if isinstance(meta, Mapping) and meta.get("exc_type"):
+            # What Celery itself makes of such a meta when it is read.
+            exc = self._task.own_backend.exception_to_python(dict(meta)) or exc
         self._task.backend.mark_as_failure(
             self.attempt.id, exc, request=self._request, store_result=self._mirrors, state=state
         )

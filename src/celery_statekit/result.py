@@ -39,7 +39,7 @@ class _Recorded(Generic[Returned]):
         return watcher.store.history(watcher.key(self.id), after, limit)
 
     def watch(self, *, after: int = 0, timeout: float | None = None) -> Iterator[TaskState]:
-        """The state now, then every newer one, until the end.
+        """The state now, then every newer one, until the end, or until the task is ignored.
 
         Args:
             after: a version seen already; only newer ones come.

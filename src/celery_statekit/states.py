@@ -209,7 +209,11 @@ class Flow:
         if isinstance(name, str) and self._row(name) in self.table:
             return name
         unlike = ", ".join(sorted(RESERVED - {*LIFECYCLE}))
-        allowed = f"{_NAME_RULE}, unlike {unlike}" if self.open else ", ".join(self.states)
+        allowed = (
+            f"{_NAME_RULE}, unlike {unlike}"
+            if self.open
+            else ", ".join(known for known in self.states if known in self._by_hand)
+        )
         raise InvalidState(f"no state of {self.name}", "state", state, allowed)
 
     def mermaid(self) -> str:
@@ -253,7 +257,7 @@ class Flow:
             return f"{brief(to_state)} is no state of {self.name}"
         if by_hand and self._row(to_state) not in self._by_hand:
             return f"{to_state} belongs to the lifecycle and is not entered by hand"
-        if by_hand and self.allowed(from_state) and not self.enterable(from_state):
+        if by_hand and self.running and self._row(from_state) not in self.running:
             return f"no run stands in {from_state}"
         return ""
 

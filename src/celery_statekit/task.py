@@ -37,7 +37,7 @@ from celery_statekit.errors import (
 from celery_statekit.flusher import flusher
 from celery_statekit.listeners import client_of, not_sent, publisher, stateful_apps
 from celery_statekit.progress import Progress, check_nesting
-from celery_statekit.record import Change, TaskState, check_id
+from celery_statekit.record import REPLACED, Change, TaskState, check_id
 from celery_statekit.report import Report
 from celery_statekit.reporter import Reporter
 from celery_statekit.result import StatefulEagerResult, StatefulGroupResult, StatefulResult
@@ -377,7 +377,7 @@ class StatefulTask(Task):
         report = self._report()
         if report is not None:
             try:
-                report.attempt.leave("IGNORED", reason=f"replaced by {sig.task}")
+                report.attempt.leave("IGNORED", reason=f"{REPLACED}{sig.task}")
             except (StoreError, InvalidInput):
                 logger.exception("IGNORED of %s is not recorded", report)
             report.replaced = True

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import Final, Generic, TypeAlias, TypeVar
 
 from celery_statekit.errors import InvalidInput, StateNotReached, UnknownTask, WatchTimeout
-from celery_statekit.record import Record, TaskState, task_key
+from celery_statekit.record import REPLACED, Record, TaskState, task_key
 from celery_statekit.states import NAME_LENGTH, Flow
 from celery_statekit.stores.base import Store
 
@@ -124,10 +124,12 @@ class Watcher:
 
     def get(self, id: str) -> TaskState:
         """The task's state now; where there is no record, what Celery knows."""
-        record = self.store.read(self.key(id))
-        if record is not None:
-            return TaskState.from_record(record)
-        return TaskState(id=id) if self.ask is None else self.ask(id)
+        follow = _FollowTask(self, id, 0)
+        follow.news()
+        if follow.last.state in ("PENDING", "RETRY"):
+            # Revoked, say, by a worker that has not seen the message.
+            follow.news()
+        return follow.last
 
     def watch(
         self,
@@ -136,7 +138,7 @@ class Watcher:
         after: int = 0,
         timeout: float | None = None,
     ) -> Iterator[TaskState]:
-        """The state now, then every newer one, until the end.
+        """The state now, then every newer one, until the end, or until the task is ignored.
 
         Args:
             after: a version seen already; only newer ones come.
@@ -212,7 +214,7 @@ class Watcher:
             waited = time.monotonic() - began
             if state is not None:
                 yield state
-            if follow.last.final:
+            if is_over(follow.last):
                 return
             if not follow.last.known and waited > self.patience:
                 raise UnknownTask(id, self.patience)
@@ -222,9 +224,14 @@ class Watcher:
                 yield None
 
 
+def is_over(state: TaskState) -> bool:
+    """Whether nothing more will come: an end, or ignored without another task in its place."""
+    return state.final or (state.state == "IGNORED" and not state.reason.startswith(REPLACED))
+
+
 def _condition(until: Until) -> tuple[Callable[[TaskState], bool], tuple[str, ...]]:
     if until is None:
-        return (lambda state: state.final), ()
+        return is_over, ()
     if callable(until) and not isinstance(until, (Enum, type)):
         return until, ()
     members: Collection[object] = (until,)

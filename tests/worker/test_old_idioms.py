@@ -554,3 +554,20 @@ def test_replaced_task_goes_on_under_its_id(app, work, ended, states_of):
     assert result.get() == 2
     assert (state.state, state.task) == ("SUCCESS", "shop.other")
     assert states_of(result) == ["PENDING", "STARTED", "IGNORED", "STARTED", "SUCCESS"]
+
+
+def test_reported_failure_keeps_the_type_that_its_meta_names(app, work, until):
+    """As Celery reads such a meta: an exception of that name, with those arguments."""
+
+    @app.task(bind=True, base=StatefulTask)
+    def load(self):
+        meta = {"exc_type": "ValueError", "exc_message": ["bad"], "row": 7}
+        self.update_state(state="FAILURE", meta=meta)
+        raise Ignore
+
+    work()
+    result = load.delay()
+    until(result.ready)
+    assert (type(result.result).__name__, result.result.args) == ("ValueError", ("bad",))
+    assert result.task_state.error["type"] == "ValueError"
+    assert result.task_state.progress.details["row"] == 7

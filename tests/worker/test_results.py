@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from celery import chain, chord
+from celery.exceptions import Ignore
 
 from celery_statekit import StatefulResult, StatefulTask, States, Watcher, open_store
 from celery_statekit.errors import StateNotReached, UnknownTask, WatchTimeout
@@ -504,3 +505,26 @@ def test_watcher_needs_no_task(load, work, go, ended, store_url):
     assert watcher.get(result.id) == end
     assert list(watcher.watch(result.id, timeout=5)) == [end]
     store.close()
+
+
+def test_watch_stops_when_the_task_is_ignored(app, work):
+    """Nothing more comes of a task that raised ``Ignore``: its watcher is not kept waiting."""
+
+    @app.task(base=StatefulTask)
+    def load():
+        raise Ignore
+
+    work()
+    assert [state.state for state in load.delay().watch(timeout=10)][-1] == "IGNORED"
+
+
+def test_task_state_knows_a_revocation_that_no_worker_has_seen(app):
+    """A queued task that Celery's backend says is REVOKED is not shown as PENDING."""
+
+    @app.task(base=StatefulTask)
+    def load():
+        """Never run."""
+
+    result = load.delay()
+    app.backend.mark_as_revoked(result.id, "by hand")
+    assert (result.task_state.state, result.task_state.source) == ("REVOKED", "celery")
