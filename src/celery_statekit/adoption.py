@@ -51,6 +51,8 @@ def _task_class(app: Celery) -> type[Task]:
 
 
 def _composed(task_class: type[Task]) -> type[StatefulTask]:
+    if issubclass(task_class, StatefulTask):
+        return task_class
     if issubclass(StatefulTask, task_class):
         return StatefulTask
     return type("StatefulTask", (StatefulTask, task_class), {"__module__": __name__})

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from billiard.exceptions import Terminated, WorkerLostError
+from celery import VERSION as CELERY
 from celery import states
 from celery.exceptions import Retry
 
@@ -52,6 +53,10 @@ class GuardedBackend:
     def __init__(self, backend: Any, task: Any) -> None:
         self._backend = backend
         self._task = task
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Copied or sent elsewhere it is the backend itself.
+        return self._backend.__reduce_ex__(protocol)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
@@ -125,7 +130,7 @@ class GuardedBackend:
         state: str = states.REVOKED,
     ) -> None:
         """REVOKED before it began, or ended with its process."""
-        meant = self._run_of(request, Terminated(reason))
+        meant = self._run_of(request, Terminated(reason)) if reason == "terminated" else _no_run
         if self._outsider_may_end(request, task_id, state, reason=str(reason), meant=meant):
             self._backend.mark_as_revoked(
                 task_id, reason, request=request, store_result=store_result, state=state
@@ -165,9 +170,12 @@ class GuardedBackend:
     def _check_encodable(self, result: Any) -> None:
         # Raised here, the tracer turns it into a FAILURE; raised by Celery's own write it would
         # come after our SUCCESS (celery 5.7 app/trace.py:599-612).
-        from celery.backends.base import DisabledBackend  # noqa: PLC0415 - loaded by then
+        from celery.backends.base import BaseKeyValueStoreBackend, DisabledBackend  # noqa: PLC0415 - loaded by then
 
-        if not isinstance(self._backend, DisabledBackend):
+        if isinstance(self._backend, DisabledBackend):
+            return
+        # Celery's database backend pickled its results before 5.7.
+        if isinstance(self._backend, BaseKeyValueStoreBackend) or CELERY >= (5, 7):
             self._backend.encode(self._backend.encode_result(result, states.SUCCESS))
 
     def _run_may_end(self, request: Any, write: Callable[[], object]) -> bool:
@@ -220,6 +228,8 @@ class GuardedBackend:
         A lost worker's process is gone; where it lives, and does not leave, another run of the
         same task is meant. Billiard 4.3 reports an exit before the process has ended.
         """
+        if request is not None and request is self._task.request_stack.top:
+            return _no_run  # a before_start has raised
         node = getattr(request, "hostname", None)
 
         def meant(state: TaskState) -> bool:
@@ -231,6 +241,11 @@ class GuardedBackend:
             return not (pid.isdigit() and _lives(int(pid)))
 
         return meant
+
+
+def _no_run(_: TaskState) -> bool:
+    """What speaks of a message that was never run does not speak of a run."""
+    return False
 
 
 def _lives(pid: int) -> bool:

@@ -73,6 +73,9 @@ class Flusher:
         Returns:
             Whether it was done by then. Else it will be done later; its exception is logged.
         """
+        if threading.current_thread() is self._thread:
+            self._guarded(function)  # nobody else would do it while this waits
+            return True
         done = threading.Event()
         self._add(0.0, function, done)
         return done.wait(patience)
@@ -103,8 +106,13 @@ class Flusher:
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._run, name="statekit-flusher", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="statekit-flusher", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # no more threads, or the interpreter ends
+                logger.warning("progress is not written: no thread can be started", exc_info=True)
+            else:
+                self._thread = thread
 
     def _run(self) -> None:
         while True:
@@ -164,7 +172,9 @@ def flusher() -> Flusher:
     pid = os.getpid()
     found = _flushers.get(pid)
     if found is None:
-        # The parent's thread does not live here and its lock may be held for ever.
-        _flushers.clear()
+        # Another thread may be here too: one of the two flushers is the process's.
         found = _flushers.setdefault(pid, Flusher())
+        for other in [key for key in _flushers if key != pid]:
+            # The parent's thread does not live here and its lock may be held for ever.
+            _flushers.pop(other, None)
     return found

@@ -127,7 +127,12 @@ def _never_runs(app: Celery | None, id: Any, exc: Any) -> None:
         state = tracker.read(id)
         if state.known:
             tracker.end_from_outside(
-                id, state.task, "FAILURE", reason=sentence(exc), error=error_facts(exc)
+                id,
+                state.task,
+                "FAILURE",
+                reason=sentence(exc),
+                error=error_facts(exc),
+                meant=lambda _: False,
             )
 
     _soon(write)

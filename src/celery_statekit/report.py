@@ -8,13 +8,14 @@ from traceback import format_exc
 from typing import Any
 
 from celery import states as celery_states
+from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_statekit.errors import AttemptEnded, ReportedFailure, StaleAttempt, StatekitError, brief
 from celery_statekit.flusher import flusher
 from celery_statekit.progress import Progress
 from celery_statekit.record import TaskState
 from celery_statekit.settings import Settings
-from celery_statekit.states import LIFECYCLE
+from celery_statekit.states import LIFECYCLE, WAITING
 from celery_statekit.tracker import Attempt, content_of
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class Report:
             self._warn("its progress is not recorded", exc)
             return None
         state = attempt.state
+        if state.final or state.state in WAITING:
+            return None if progress is None else self._telling(progress)
         if state.version > self._shown and (state.progress or state.state not in LIFECYCLE):
             self._shown = state.version
             self._mirror(self._name(state), self._meta(state))
@@ -105,6 +108,8 @@ class Report:
                 self._task.own_backend.mark_as_retry(
                     self.attempt.id, cause, format_exc() if cause else None, request=self._request
                 )
+            except SoftTimeLimitExceeded:
+                raise
             except Exception as exc:  # noqa: BLE001 - as in _mirror
                 self._warn("RETRY is not shown in the result backend", exc)
 
@@ -138,6 +143,8 @@ class Report:
             return
         try:
             self._task.own_backend.store_result(self.attempt.id, meta, name, request=self._request)
+        except SoftTimeLimitExceeded:
+            raise
         except Exception as exc:  # noqa: BLE001 - what is shown must never fail what is done
             self._warn("its state is not shown in the result backend", exc)
 

@@ -102,8 +102,15 @@ class _Recorded(Generic[Returned]):
 class StatefulResult(_Recorded[Returned], AsyncResult):
     """An ``AsyncResult`` with the task's record, its history and a way to watch it."""
 
-    def __init__(self, id: str, *args: Any, task_name: str | None = None, **kwargs: Any) -> None:
-        super().__init__(id, *args, task_name=task_name, **kwargs)
+    def __init__(
+        self,
+        id: str,
+        backend: Any = None,
+        task_name: str | None = None,
+        app: Any = None,
+        parent: Any = None,
+    ) -> None:
+        super().__init__(id, backend, task_name, app, parent)
         self.task_name = task_name
 
     def forget(self) -> None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
 from celery import Celery
 
@@ -155,10 +154,9 @@ class Settings:
     def of(cls, app: Celery) -> Settings:
         """The settings of ``app``, always the same."""
         app = unwrapped(app)
-        found = _settings.get(app)
-        if found is None:
-            found = _settings.setdefault(app, cls(app))
-        return found
+        # On the app itself: kept elsewhere, it would keep the app alive.
+        found: Settings | None = vars(app).get("_statekit")
+        return vars(app).setdefault("_statekit", cls(app)) if found is None else found
 
     @cached_property
     def values(self) -> Values:
@@ -245,9 +243,6 @@ def unwrapped(app: Celery) -> Celery:
     """The app itself, where Celery has bound a task to its ``current_app`` proxy."""
     real = getattr(app, "_get_current_object", None)
     return app if real is None else real()
-
-
-_settings: WeakKeyDictionary[Celery, Settings] = WeakKeyDictionary()
 
 
 def celery_state(app: Celery, id: str) -> TaskState:

@@ -60,6 +60,10 @@ ENDS: Final = frozenset(name for name, (_, nexts) in _LIFECYCLE.items() if not n
 RESERVED: Final = frozenset({*LIFECYCLE, "RECEIVED", "PROGRESS", "UNKNOWN"})
 
 
+#: Where a task stands of which no run goes on, but may begin.
+WAITING: Final = frozenset({"", "UNKNOWN", "PENDING", "RETRY", "IGNORED", "REJECTED"})
+
+
 class States(enum.Enum):
     """The states of a task or client: a member's name is stored, its value is the label shown.
 

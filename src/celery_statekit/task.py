@@ -29,7 +29,6 @@ from celery_statekit.errors import (
     InvalidProgress,
     InvalidState,
     NotRunning,
-    PayloadTooLarge,
     StaleAttempt,
     StatekitError,
     StoreError,
@@ -282,7 +281,10 @@ class StatefulTask(Task):
                 args, kwargs = self._hydration.arguments(args, kwargs)
             returned = own(*args, **kwargs) if own else self._run(report, args, kwargs)
         except BaseException as exc:
-            self._left(attempt, report, exc)
+            over = self._left(attempt, report, exc)
+            if over is not None and over is not exc and isinstance(exc, Exception):
+                # Nothing of a stale run leaves: no on_failure, no task_failure, no event.
+                raise over from exc
             raise
         flusher().forget(report)
         attempt.reporter.close()
@@ -328,18 +330,22 @@ class StatefulTask(Task):
         flusher().watch(report)
         return attempt, report
 
-    def _left(self, attempt: Attempt, report: Report, exc: BaseException) -> None:
+    def _left(
+        self, attempt: Attempt, report: Report, exc: BaseException
+    ) -> StaleAttempt | AttemptEnded | None:
         """The run was left by an exception: write what it means, where Celery will not say."""
         flusher().forget(report)
         attempt.reporter.close()
         try:
             self._record_leaving(attempt, report, exc)
-        except (StaleAttempt, AttemptEnded):
+        except (StaleAttempt, AttemptEnded) as over:
             logger.debug("a stale run left", exc_info=True)
+            return over
         except StatekitError:
             logger.exception("the outcome of %s is not recorded", report)
         else:
             report.close()
+        return None
 
     def _record_leaving(self, attempt: Attempt, report: Report, exc: BaseException) -> None:
         if isinstance(exc, (StaleAttempt, AttemptEnded)):
@@ -358,6 +364,8 @@ class StatefulTask(Task):
                 attempt.leave("IGNORED", reason=str(exc) if exc.args else "")
         elif not isinstance(exc, Exception):
             attempt.leave_process(sentence(exc))
+        elif not report.replaced and not report.retried:
+            attempt.confirm()
 
     def retry(self, *args: Any, **kwargs: Any) -> Any:
         """As Celery's; RETRY is recorded before the next attempt's message is sent.
@@ -376,6 +384,7 @@ class StatefulTask(Task):
         """As Celery's; IGNORED is recorded before the replacement, of the same id, is sent."""
         report = self._report()
         if report is not None:
+            flusher().forget(report)
             try:
                 report.attempt.leave("IGNORED", reason=f"{REPLACED}{sig.task}")
             except (StoreError, InvalidInput):
@@ -396,6 +405,7 @@ class StatefulTask(Task):
             return True
         eta, countdown = options.get("eta"), options.get("countdown")
         report.retried = True
+        flusher().forget(report)
         try:
             due_at = _due_at(countdown if eta is None else eta)
             self._leave_for_retry(report.attempt, report.cause, due_at)
@@ -520,22 +530,33 @@ def _due_at(when: object) -> float | None:
 
 
 def _as_details(meta: Any, limit: int) -> dict[str, Any]:
-    """The meta of an ``update_state`` as plain JSON; what only Celery's JSON knows, as text."""
+    """The meta of an ``update_state`` as plain JSON; what only Celery's JSON knows, as text.
+
+    Old code must not fail for what its result backend has always taken: NaN and unpaired
+    surrogates are kept as text, and of what is larger than a record only the figures are kept.
+    """
     given = meta
     try:
         if isinstance(meta, BaseException):
             given = {"exc_type": type(meta).__name__, "exc_message": str(meta)}
-        text = json.dumps(given, default=str, allow_nan=False, ensure_ascii=False)
-        size = len(text.encode())  # an unpaired surrogate has no UTF-8 form
-        plain = json.loads(text)
+        text = json.dumps(given, default=str, ensure_ascii=False)
+        encoded = text.encode("utf-8", "replace")
+        plain = json.loads(encoded, parse_constant=str)
         check_nesting(plain)
     except Exception as exc:  # a foreign __str__ may raise anything
         raise InvalidInput(f"meta is no JSON ({exc})", "update_state(meta)", meta, "JSON") from exc
-    if size > limit:
-        raise PayloadTooLarge("meta too large", "update_state(meta)", size, f"{limit} bytes")
-    if isinstance(plain, dict):
-        return plain
-    return {} if plain is None else {"meta": plain}
+    details: dict[str, Any] = plain if isinstance(plain, dict) else {"meta": plain}
+    if len(encoded) > limit:
+        logger.warning(
+            "a meta of %s bytes is over %s: only its figures are kept", len(encoded), limit
+        )
+        known = {name for names in _META_NAMES.values() for name in names}
+        details = {
+            name: value
+            for name, value in details.items()
+            if name in known and isinstance(value, (int, float))
+        }
+    return {} if plain is None else details
 
 
 def _take_meta(reporter: Reporter, details: dict[str, Any]) -> None:

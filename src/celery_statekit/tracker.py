@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
+from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.dispatch import Signal
 
 from celery_statekit import signals
@@ -32,7 +33,7 @@ from celery_statekit.errors import (
 from celery_statekit.progress import Progress, check_nesting
 from celery_statekit.record import Change, Record, TaskState, cut_text, dump_json, task_key
 from celery_statekit.reporter import Reporter
-from celery_statekit.states import ENDS, Flow
+from celery_statekit.states import ENDS, WAITING, Flow
 from celery_statekit.stores.base import Store
 
 logger = logging.getLogger(__name__)
@@ -48,9 +49,6 @@ TRIES: Final = 10
 
 #: What became of a report from outside the run.
 Outcome: TypeAlias = Literal["moved", "ended", "another run"]
-
-#: Where a queued or resting task stands: no run of it is going on.
-WAITING: Final = frozenset({"", "UNKNOWN", "PENDING", "RETRY", "IGNORED", "REJECTED"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +116,13 @@ class Tracker:
         """
 
         def decide(state: TaskState) -> TaskState | None:
+            if state.final:
+                logger.warning(
+                    "%s[%s] was sent again after its end (%s): it will not run",
+                    task,
+                    brief(id),
+                    state.state,
+                )
             if state.known:
                 return None
             return replace(
@@ -298,6 +303,8 @@ class Tracker:
         if self.observe is not None:
             try:
                 self.observe(change)
+            except SoftTimeLimitExceeded:
+                raise
             except Exception:
                 logger.exception("on_state_change of %s raised", change.task)
 

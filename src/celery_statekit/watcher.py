@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 from celery_statekit.errors import InvalidInput, StateNotReached, UnknownTask, WatchTimeout
 from celery_statekit.record import REPLACED, Record, TaskState, task_key
-from celery_statekit.states import NAME_LENGTH, Flow
+from celery_statekit.states import NAME_LENGTH, WAITING, Flow
 from celery_statekit.stores.base import Store
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class _FollowTask(Follow[TaskState]):
             self.last = TaskState.from_record(record)
         if new:
             return self.last
-        if self.last.state in ("UNKNOWN", "PENDING", "RETRY"):
+        if self.last.state in WAITING:
             state = self._from_celery()
             self.last = state or self.last
             return state
@@ -126,8 +126,8 @@ class Watcher:
         """The task's state now; where there is no record, what Celery knows."""
         follow = _FollowTask(self, id, 0)
         follow.news()
-        if follow.last.state in ("PENDING", "RETRY"):
-            # Revoked, say, by a worker that has not seen the message.
+        if follow.last.source == "record" and follow.last.state in WAITING:
+            # Revoked by a worker that has not seen the message; or replaced by a task without record.
             follow.news()
         return follow.last
 

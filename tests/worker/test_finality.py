@@ -8,12 +8,13 @@ import uuid
 from types import SimpleNamespace
 
 import pytest
-from celery import chain, chord
+from celery import Task, chain, chord
+from celery.app.task import Context
 from celery.signals import after_task_publish
 from celery.worker.state import revoked
 from kombu.transport import memory
 
-from celery_statekit import StatefulTask, States, signals
+from celery_statekit import StatefulTask, States, setup, signals, stateful
 from celery_statekit.errors import AttemptEnded, StaleAttempt
 from celery_statekit.settings import Settings
 
@@ -443,3 +444,57 @@ def test_publishing_a_running_task_again_does_not_make_it_pending(app, work, gat
     assert (result.task_state.state, result.task_state.version) == ("STARTED", version)
     go.set()
     ended(result)
+
+
+def test_expired_duplicate_does_not_end_the_run(app, work, gate, until):
+    """What is said of a message that never ran is not said of the run of another one."""
+    begun, go = gate(), gate()
+
+    @app.task(base=StatefulTask)
+    def load():
+        begun.set()
+        go.wait()
+        return "done"
+
+    work()
+    result = load.delay()
+    assert begun.wait()
+    load.backend.mark_as_revoked(result.id, "expired", request=Context(id=result.id))
+    assert result.task_state.state == "STARTED"
+    go.set()
+    until(result.ready)
+    assert (result.state, result.task_state.state) == ("SUCCESS", "SUCCESS")
+
+
+def test_stateful_composes_after_setup(app):
+    """``@stateful(app)`` takes the task class that ``setup`` has made."""
+
+    class ContextTask(Task):
+        """An app's own."""
+
+    app.task_cls = ContextTask
+    setup(app)
+
+    @stateful(app)
+    def load() -> int:
+        return 1
+
+    assert isinstance(load, ContextTask)
+    assert load.apply().get() == 1
+
+
+def test_replaced_by_a_task_without_record(app, work):
+    """Where a task that keeps no record takes the id, Celery's result tells the end."""
+
+    @app.task
+    def plain():
+        return "end"
+
+    @app.task(bind=True, base=StatefulTask)
+    def load(self):
+        raise self.replace(plain.s())
+
+    work()
+    result = load.delay()
+    assert result.wait(until="SUCCESS", timeout=10).source == "celery"
+    assert result.task_state.state == "SUCCESS"
