@@ -56,12 +56,16 @@ class _Recorded(Generic[Returned]):
         return self._watcher().awatch(self.id, after=after, timeout=timeout)
 
     @overload
-    def wait(self, timeout: float | None = None, *, until: None = None, **options: Any) -> Any: ...
+    def wait(
+        self, timeout: float | None = None, *args: Any, until: None = None, **options: Any
+    ) -> Any: ...
 
     @overload
     def wait(self, timeout: float | None = None, *, until: Until, **options: Any) -> TaskState: ...
 
-    def wait(self, timeout: float | None = None, *, until: Until = None, **options: Any) -> Any:
+    def wait(
+        self, timeout: float | None = None, *args: Any, until: Until = None, **options: Any
+    ) -> Any:
         """Wait for a state.
 
         Without ``until`` it is Celery's own ``wait``, another name of ``get``.
@@ -79,7 +83,7 @@ class _Recorded(Generic[Returned]):
             WatchTimeout, UnknownTask: as :meth:`watch`.
         """
         if until is None:
-            return self.get(timeout=timeout, **options)
+            return self.get(timeout, *args, **options)
         return self._watcher().wait(self.id, until, timeout=timeout)
 
     def get(self, *args: Any, **kwargs: Any) -> Returned:
