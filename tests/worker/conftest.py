@@ -144,7 +144,9 @@ def ended(until: Callable[..., Any]) -> Callable[[Any], TaskState]:
     """Wait until a task has ended for its record and for Celery, and return its record."""
 
     def wait(result: Any) -> TaskState:
-        state: TaskState = until(lambda: (now := result.task_state).final and now)
+        state: TaskState = until(
+            lambda: (now := result.task_state).final and now.source == "record" and now
+        )
         until(result.ready)
         return state
 
