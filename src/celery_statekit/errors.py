@@ -17,6 +17,7 @@
     ├── NotRunning                     a call that needs a running task
     ├── SetupTooLate                   setup() after the tasks were made
     ├── ReportedFailure                a task reported FAILURE by update_state and raised Ignore
+    ├── ResultLost                     a task succeeded, and what it returned was not stored
     ├── NoSuchClient (LookupError)     no client of that id is stored
     ├── ClientExists                   a client of that id is stored already
     ├── ContentionTimeout              an update that could not be applied before its deadline
@@ -29,6 +30,7 @@
         ├── StoreUnavailable           the store cannot be reached now; nothing was written
         ├── StoreFull                  the store has no room; nothing was written
         ├── AmbiguousWrite             the reply was lost; the write may have been applied
+        ├── StateRegressed             the store went back to an older version
         ├── CorruptRecord              stored bytes that are not what was written
         └── NewerFormat                a record of a newer release: readable, not writable
 
@@ -58,6 +60,21 @@ def brief(value: object) -> str:
     except Exception as exc:  # noqa: BLE001 - a foreign __repr__ may raise anything
         text = f"<{type(value).__name__} whose repr raises {type(exc).__name__}>"
     return one_line(text, 80)
+
+
+def error_facts(exc: object) -> dict[str, str]:
+    """``{"type", "message"}`` of an exception; nothing of it is ever made into one again."""
+    try:
+        message = str(exc)
+    except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
+        message = "its message cannot be shown"
+    return {"type": type(exc).__name__, "message": message}
+
+
+def sentence(exc: object) -> str:
+    """An exception in one line: ``ValueError: bad row``."""
+    facts = error_facts(exc)
+    return f"{facts['type']}: {facts['message']}" if facts["message"] else facts["type"]
 
 
 def one_line(text: str, limit: int) -> str:
@@ -274,6 +291,20 @@ class ReportedFailure(StatekitError):
         return f"the task reported FAILURE: {brief(self.meta)}"
 
 
+class ResultLost(StatekitError):
+    """The result of a task that succeeded, where what it returned did not reach the backend."""
+
+    _facts = ("task", "id")
+    task: str
+    id: str
+
+    def __init__(self, task: str, id: str) -> None:
+        super().__init__(task, id)
+
+    def sentence(self) -> str:
+        return f"{self.task}[{brief(self.id)}] succeeded, and what it returned was not stored"
+
+
 class _ClientError(StatekitError):
     _facts = ("client", "id")
     #: Name of the client's class.
@@ -385,7 +416,7 @@ class StateNotReached(StatekitError):
 class StoreError(StatekitError):
     """The root of what can be wrong with a store."""
 
-    _facts = ("store", "why")
+    _facts: ClassVar[tuple[str, ...]] = ("store", "why")
     #: The store's URL without its password, or its name.
     store: str
     why: str
@@ -404,13 +435,58 @@ class StoreNotConfigured(StoreError):
 class StoreUnavailable(StoreError):
     """Raised when the store cannot be reached now; nothing was written."""
 
+    _facts = ("store", "why", "again")
+    #: Seconds until it is asked again, where it was not asked at all; None: it was asked.
+    again: float | None
+
+    def __init__(self, store: str, why: str, again: float | None = None) -> None:
+        StatekitError.__init__(self, store, why, again)
+
 
 class StoreFull(StoreError):
     """Raised when the store has no room; the previous record is intact."""
 
 
 class AmbiguousWrite(StoreError):
-    """Raised when a write's reply was lost: it may or may not have been applied."""
+    """Raised when a write's reply was lost: it may or may not have been applied.
+
+    Repeating is safe: the same write is known by its id, an update by its ``once`` name.
+    """
+
+    _facts = ("store", "why", "write")
+    #: The write's id; "" where it is not known.
+    write: str
+
+    def __init__(self, store: str, why: str, write: str = "") -> None:
+        StatekitError.__init__(self, store, why, write)
+
+    def sentence(self) -> str:
+        write = f"write {self.write}" if self.write else "the write"
+        return (
+            f"{self.store}: {self.why}; whether {write} was applied is not known. It is safe to "
+            f"repeat: an update with a once name is applied once"
+        )
+
+
+class StateRegressed(StoreError):
+    """Raised when the store went back: it failed over, was restored, or lost what it held."""
+
+    _facts = ("key", "held", "found")
+    key: str
+    #: The version that was read or written before.
+    held: int
+    #: The version that is there now; 0: none.
+    found: int
+
+    def __init__(self, key: str, held: int, found: int) -> None:
+        StatekitError.__init__(self, key, held, found)
+
+    def sentence(self) -> str:
+        found = f"version {self.found}" if self.found else "nothing"
+        return (
+            f"the store went back: it holds {found} of {self.key}, which was at version "
+            f"{self.held}; it failed over, was restored, or does not keep what it is given"
+        )
 
 
 class CorruptRecord(StoreError):

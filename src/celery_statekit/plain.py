@@ -15,8 +15,6 @@ from enum import Enum
 from typing import Any, Final
 from uuid import UUID
 
-import msgspec
-
 from celery_statekit.errors import Brief, InvalidClientState, PayloadTooLarge, brief
 
 #: How deep a document may be nested.
@@ -175,6 +173,8 @@ class Copying:
     def _scalar(self, value: object) -> Any:
         if isinstance(value, Decimal) and not value.is_finite():
             raise self.refusal("not a finite number", str(value), "finite decimals")
+        import msgspec  # noqa: PLC0415 - a task without clients does not pay for it
+
         try:
             form = value.value if isinstance(value, Enum) else msgspec.to_builtins(value)
         except (TypeError, ValueError, OverflowError) as exc:

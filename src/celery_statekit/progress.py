@@ -16,9 +16,11 @@ from celery_statekit.errors import InvalidProgress, brief
 LEVELS: Final = 100
 #: How many values a document may hold.
 VALUES: Final = 1_000_000
+#: Over this an ``int`` may have no ``float``.
+_SMALL: Final = 2**53
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Progress:
     """How far a run has come, and what follows from it.
 
@@ -51,10 +53,11 @@ class Progress:
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        held = vars(self)
         for name, check in _CHECKS.items():
-            value = getattr(self, name)
+            value = held[name]
             if value is not None or name not in _MAY_BE_NONE:
-                object.__setattr__(self, name, check(value, name))
+                held[name] = check(value, name)
 
     @property
     def percent(self) -> float | None:
@@ -68,9 +71,10 @@ class Progress:
     def to_dict(self) -> dict[str, Any]:
         """The JSON object that ``from_dict`` reads, without what is empty."""
         document = dict(self.extra)
+        held, nothing = vars(self), vars(NOTHING)
         for name in _FIELDS:
-            value = getattr(self, name)
-            if name == "current" or value != getattr(NOTHING, name):
+            value = held[name]
+            if name == "current" or value != nothing[name]:
                 document[name] = dict(value) if name == "details" else value
         return document
 
@@ -130,6 +134,8 @@ def _shown(number: float) -> str:
 
 def checked_number(value: Any, path: str) -> float:
     """A finite number of at least 0."""
+    if type(value) is int and 0 <= value <= _SMALL:
+        return value
     try:
         number = float(value) if _is_real(value) else math.nan
     except (ValueError, OverflowError):  # Decimal("sNaN"), 10**4000
@@ -160,6 +166,8 @@ def _fraction(value: object, path: str) -> float:
 
 def checked_text(value: object, path: str) -> str:
     """A ``str``."""
+    if type(value) is str and value.isascii():
+        return value
     if not isinstance(value, str):
         raise InvalidProgress("not text", path, value, "a str")
     # Unpaired surrogates (a file name in a message) have no form in JSON's UTF-8.
@@ -200,6 +208,8 @@ def check_nesting(value: object) -> None:
 
 
 def _json_object(value: object, path: str) -> dict[str, Any]:
+    if value == {}:
+        return {}
     document = checked_mapping(value, path)
     if not document:
         return document

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import random
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
-from urllib.parse import quote
+from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from typing import Any, Final, TypeAlias
+from urllib.parse import quote, unquote
 
+from celery_statekit.chance import chance
 from celery_statekit.errors import (
     CorruptRecord,
     InvalidId,
@@ -25,6 +25,7 @@ from celery_statekit.errors import (
     PayloadTooLarge,
     brief,
 )
+from celery_statekit.frozen import changed
 from celery_statekit.progress import Progress
 
 #: The format written by this release. A higher number in a stored record is readable, not writable.
@@ -38,8 +39,11 @@ UNKNOWN: Final = "UNKNOWN"
 #: Begins the reason of a task in whose place another one goes on under the same id.
 REPLACED: Final = "replaced by "
 
+#: Of an end that was forgotten, beside what a task's document has.
+FORGOTTEN: Final = "forgotten"
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """Sizes capped before any I/O."""
 
@@ -86,6 +90,13 @@ def task_key(id: object, *, prefix: str = "statekit") -> str:
     return f"{prefix}:task:{encode_id(id)}"
 
 
+@lru_cache(maxsize=64)
+def id_of(key: str) -> str:
+    """The id that ends ``key``; "" where its hash stands there, or no kind before it."""
+    kind, _, encoded = key.rpartition(":")
+    return "" if not kind or encoded.startswith("~") else unquote(encoded)
+
+
 def client_key(kind: str, id: str, *, prefix: str = "statekit") -> str:
     """The key of a client's record; ``kind`` is the name of its class."""
     return f"{prefix}:client:{encode_id(kind)}:{encode_id(id)}"
@@ -108,17 +119,12 @@ def check_id(id: object, path: str = "client_id") -> str:
     return id
 
 
-#: Our own: a task that seeds Python's generator must not make two writers draw the same ids.
-_ids = random.Random()  # noqa: S311 - they tell writes apart and guard nothing
-os.register_at_fork(after_in_child=_ids.seed)
-
-
 def _token() -> str:
     # Not os.urandom: that is a system call a write.
-    return f"{_ids.getrandbits(32):08x}"
+    return f"{chance.getrandbits(32):08x}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """What is kept about one task or one client: a versioned JSON document."""
 
@@ -147,12 +153,12 @@ class Record:
             document=document,
         )
 
-    def next(self, document: Mapping[str, Any]) -> Record:
-        """The version after this one, holding ``document``."""
-        return replace(
+    def next(self, document: Mapping[str, Any], *, kept: int = WRITES_KEPT) -> Record:
+        """The version after this one, holding ``document`` and the ids of the ``kept`` latest writes."""
+        return changed(
             self,
             version=self.version + 1,
-            writes=(*self.writes, _token())[-WRITES_KEPT:],
+            writes=(*self.writes, _token())[-kept:],
             document=document,
         )
 
@@ -162,7 +168,7 @@ class Record:
             return None
         if write.writes[-1] in self.writes:
             return True
-        return None if self.version - write.version >= WRITES_KEPT else False
+        return None if self.version - write.version >= len(self.writes) else False
 
     def same(self, other: Record | None) -> bool:
         """Whether both are one version of one incarnation: what a store compares."""
@@ -173,7 +179,7 @@ class Record:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Change:
     """The fact that a key moved from one state to another: one entry of its history."""
 
@@ -203,7 +209,7 @@ class Change:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskState:
     """The typed, immutable view of one task's record: one read, one snapshot."""
 
@@ -242,6 +248,11 @@ class TaskState:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def forgotten(self) -> bool:
+        """Whether it is an end that was forgotten, and is kept for those only who missed it."""
+        return self.final and FORGOTTEN in self.extra
+
+    @property
     def known(self) -> bool:
         """Whether anybody has heard of the id."""
         return self.source != "nobody"
@@ -254,27 +265,26 @@ class TaskState:
             CorruptRecord: its document is not a task's.
         """
         document = dict(record.document)
-        values: dict[str, Any] = {}
         try:
-            for name, checked in _TASK_FIELDS.items():
-                if name in document:
-                    values[name] = checked(document.pop(name))
-            return cls(**values, version=record.version, source="record", extra=document)
+            known = _take(document, _TASK_FIELDS)
+            if "id" not in known and (id := id_of(record.key)):
+                known["id"] = id
+            return cls(**known, version=record.version, source="record", extra=document)
         except (TypeError, ValueError, OverflowError) as exc:
             raise CorruptRecord(record.key, f"not a task's document: {exc}") from exc
 
-    def to_document(self) -> dict[str, Any]:
-        """The document that ``from_record`` reads, without what is empty."""
-        document: dict[str, Any] = dict(self.extra)
-        for name in _TASK_FIELDS:
-            value = getattr(self, name)
-            if isinstance(value, Progress):
-                document[name] = value.to_dict()
-            elif isinstance(value, Mapping):
-                document[name] = dict(value)
-            elif value not in ("", None, False) or name in ("id", "state"):
-                document[name] = value
-        return document
+    def to_document(self, key: str = "") -> dict[str, Any]:
+        """The document that ``from_record`` reads under ``key``, without what is empty."""
+        held = vars(self)
+        document: dict[str, Any] = {
+            stored: value for name, stored in _TASK_NAMES if (value := held[name])
+        }
+        for part in ("progress", "last"):
+            if part in document:
+                document[part] = document[part].to_dict()
+        if self.id == id_of(key):
+            del document["id"]
+        return {**self.extra, **document} if self.extra else document
 
 
 def _text(value: object) -> str:
@@ -312,25 +322,38 @@ def _texts(value: object) -> dict[str, str]:
     return {_text(name): _text(text) for name, text in _object(value).items()}
 
 
-_TASK_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
-    "id": _text,
-    "task": _text,
-    "state": _text,
-    "attempt": _count,
-    "worker": _text,
-    "client_id": _text,
-    "reason": _text,
-    "progress": Progress.from_dict,
-    "last_progress": Progress.from_dict,
-    "error": _texts,
-    "due_at": _moment,
-    "queued_at": _moment,
-    "started_at": _moment,
-    "ended_at": _moment,
-    "updated_at": _moment,
-    "changes": _count,
-    "final": _flag,
+#: How a part of a document stands in the store: under which name, and what checks it when read.
+_Fields: TypeAlias = Mapping[str, tuple[str, Callable[[Any], Any]]]
+
+_TASK_FIELDS: Final[_Fields] = {
+    "id": ("id", _text),
+    "task": ("task", _text),
+    "state": ("state", _text),
+    "attempt": ("run", _count),
+    "worker": ("on", _text),
+    "client_id": ("client", _text),
+    "reason": ("why", _text),
+    "progress": ("progress", Progress.from_dict),
+    "last_progress": ("last", Progress.from_dict),
+    "error": ("error", _texts),
+    "due_at": ("due", _moment),
+    "queued_at": ("queued", _moment),
+    "started_at": ("started", _moment),
+    "ended_at": ("ended", _moment),
+    "updated_at": ("updated", _moment),
+    "changes": ("changes", _count),
+    "final": ("final", _flag),
 }
+_TASK_NAMES: Final = tuple((name, stored) for name, (stored, _) in _TASK_FIELDS.items())
+
+
+def _take(document: dict[str, Any], fields: _Fields) -> dict[str, Any]:
+    """Take the known ``fields`` out of ``document``, checked; TypeError where one means nothing."""
+    return {
+        name: check(document.pop(stored))
+        for name, (stored, check) in fields.items()
+        if stored in document
+    }
 
 
 # --- the one serialised form ---------------------------------------------------------------------
@@ -344,8 +367,9 @@ def dump_json(value: object, what: str = "value", path: str = "$") -> str:
             no text, unpaired surrogates), or is nested too deep.
     """
     try:
-        text = json.dumps(value, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-        text.encode()  # an unpaired surrogate has no UTF-8 form
+        text = _encode(value)
+        if not text.isascii():
+            text.encode()  # an unpaired surrogate has no UTF-8 form
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidInput(f"{what} is no JSON ({exc})", path, value, "JSON values") from exc
     return text
@@ -358,7 +382,7 @@ def load_json(text: str | bytes) -> Any:
         ValueError: it is not such JSON, or is nested too deep.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+        return _decoder.decode(text if isinstance(text, str) else text.decode())
     except RecursionError as exc:
         raise ValueError("nested too deep") from exc
 
@@ -376,11 +400,32 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return document
 
 
+def _encoder() -> Callable[[object], str]:
+    """``json.dumps`` as we want it; its C encoder is made once.
+
+    ``json`` makes a new one for each call (Python 3.14 json/encoder.py:262). Without its search
+    for cycles, which end as RecursionError.
+    """
+    strict = json.JSONEncoder(allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:  # PyPy
+        return strict.encode
+    text = json.encoder.encode_basestring
+    chunks = make(None, strict.default, text, None, ":", ",", False, False, False)
+    return lambda value: "".join(chunks(value, 0))
+
+
+_encode: Final = _encoder()
+_decoder: Final = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+
+
 def cut_text(text: object, limit: int) -> str:
     """``str(text)`` cut to ``limit`` bytes of UTF-8, at a character; surrogates replaced.
 
     What has no such text (an int of 5,000 digits, a ``__str__`` that raises) is shown as in errors.
     """
+    if type(text) is str and text.isascii() and len(text) <= limit:
+        return text
     try:
         whole = str(text)
     except Exception:  # noqa: BLE001 - a foreign __str__ may raise anything
@@ -391,9 +436,17 @@ def cut_text(text: object, limit: int) -> str:
     return encoded[: max(limit - 3, 0)].decode("utf-8", "ignore") + "…"
 
 
+@lru_cache(maxsize=64)
+def _checksum_of(key: str) -> int:
+    return zlib.crc32(f"{key} ".encode())
+
+
+def _checksum(key: str, body: str) -> str:
+    return f"{zlib.crc32(body.encode(), _checksum_of(key)):08x}"
+
+
 def _seal(key: str, body: str) -> str:
-    checksum = zlib.crc32(f"{key} {body}".encode())
-    return f"{checksum:08x}:{body}"
+    return f"{_checksum(key, body)}:{body}"
 
 
 def _unseal(key: str, text: object) -> dict[str, Any]:
@@ -406,10 +459,10 @@ def _unseal(key: str, text: object) -> dict[str, Any]:
         raise CorruptRecord(key, "it has no checksum")
     body = text[9:]
     try:
-        sealed = _seal(key, body)
+        checksum = _checksum(key, body)
     except UnicodeEncodeError as exc:
         raise CorruptRecord(key, f"not UTF-8: {exc}") from exc
-    if sealed != text:
+    if checksum != text[:8]:
         raise CorruptRecord(key, "its checksum does not match")
     try:
         document = load_json(body)
@@ -435,13 +488,13 @@ def encode_record(record: Record, limits: Limits) -> str:
     envelope = {
         **record.extra,
         "format": FORMAT,
-        "version": record.version,
-        "incarnation": record.incarnation,
+        "v": record.version,
+        "born": record.incarnation,
         "writes": record.writes,
-        "document": record.document,
+        "doc": record.document,
     }
     text = _seal(record.key, dump_json(envelope, "record", record.key))
-    size = len(text.encode())
+    size = len(text) if text.isascii() else len(text.encode())
     if size > limits.record_bytes:
         raise PayloadTooLarge(
             "record too large", record.key, size, f"at most {limits.record_bytes} bytes"
@@ -457,45 +510,80 @@ def decode_record(key: str, text: object) -> Record:
     """
     envelope = _unseal(key, text)
     try:
-        document, writes = _object(envelope.pop("document")), envelope.pop("writes")
-        if not isinstance(writes, list):
-            raise TypeError("writes is no list")
-        return Record(
-            key=key,
-            format=_count(envelope.pop("format")),
-            version=_count(envelope.pop("version")),
-            incarnation=_text(envelope.pop("incarnation")),
-            writes=tuple(_text(id) for id in writes),
-            document=document,
-            extra=envelope,
-        )
+        known = {
+            name: check(envelope.pop(stored)) for name, (stored, check) in _RECORD_FIELDS.items()
+        }
+        return Record(key=key, **known, extra=envelope)
     except (KeyError, TypeError) as exc:
         raise CorruptRecord(key, f"not a record: {exc!r}") from exc
 
 
-_CHANGE_FIELDS: Final[dict[str, Callable[[Any], Any]]] = {
-    "number": _count,
-    "version": _count,
-    "from_state": _text,
-    "to_state": _text,
-    "at": _moment,
-    "reason": _text,
-    "task": _text,
-    "task_id": _text,
-    "client_id": _text,
-    "attempt": _count,
-    "worker": _text,
-    "detail": _object,
+def _each_text(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise TypeError(f"{brief(value)} is no list")
+    return tuple(_text(id) for id in value)
+
+
+_RECORD_FIELDS: Final[_Fields] = {
+    "format": ("format", _count),
+    "version": ("v", _count),
+    "incarnation": ("born", _text),
+    "writes": ("writes", _each_text),
+    "document": ("doc", _object),
+}
+_CHANGE_FIELDS: Final[_Fields] = {
+    "number": ("n", _count),
+    "version": ("v", _count),
+    "from_state": ("from", _text),
+    "to_state": ("to", _text),
+    "at": ("at", _moment),
+    "reason": ("why", _text),
+    "task": ("task", _text),
+    "task_id": ("id", _text),
+    "client_id": ("client", _text),
+    "attempt": ("run", _count),
+    "worker": ("on", _text),
+    "detail": ("detail", _object),
 }
 
 
+#: What is empty where nothing is said of it.
+_EMPTY: Final = (
+    ("from", "from_state"),
+    ("why", "reason"),
+    ("task", "task"),
+    ("run", "attempt"),
+    ("on", "worker"),
+    ("detail", "detail"),
+)
+
+
+@lru_cache(maxsize=64)
+def _ids(key: str) -> tuple[str, str]:
+    """The ids of task and client that a change of ``key`` has where nothing is said of them."""
+    id, of_task = id_of(key), key.rpartition(":")[0].endswith(":task")
+    return (id, "") if of_task else ("", id)
+
+
 def encode_change(key: str, change: Change) -> str:
-    """The text that a store keeps for one change of ``key``."""
-    document = dict(change.extra)
-    for name in _CHANGE_FIELDS:
-        value = getattr(change, name)
-        if value or name in ("from_state", "to_state", "at"):
-            document[name] = dict(value) if name == "detail" else value
+    """The text that a store keeps for one change of ``key``: without what the key says.
+
+    Raises:
+        InvalidInput: its detail holds what JSON has no form for.
+    """
+    held, (task_id, client_id) = vars(change), _ids(key)
+    document = {"n": change.number, "to": change.to_state, "at": change.at}
+    for stored, name in _EMPTY:
+        if value := held[name]:
+            document[stored] = value
+    if change.version != change.number:
+        document["v"] = change.version
+    if change.task_id != task_id:
+        document["id"] = change.task_id
+    if change.client_id != client_id:
+        document["client"] = change.client_id
+    if change.extra:
+        document = {**change.extra, **document}
     return _seal(key, dump_json(document, "change", key))
 
 
@@ -506,11 +594,15 @@ def decode_change(key: str, text: object) -> Change:
         CorruptRecord: the bytes are not what was written under this key.
     """
     document = _unseal(key, text)
-    known: dict[str, Any] = {}
     try:
-        for name, checked in _CHANGE_FIELDS.items():
-            if name in document:
-                known[name] = checked(document.pop(name))
-        return Change(**known, extra=document)
+        known = _take(document, _CHANGE_FIELDS)
+        task_id, client_id = _ids(key)
+        implied = {
+            "from_state": "",
+            "version": known.get("number"),
+            "task_id": task_id,
+            "client_id": client_id,
+        }
+        return Change(**{**implied, **known}, extra=document)
     except (TypeError, OverflowError) as exc:
         raise CorruptRecord(key, f"not a change: {exc}") from exc

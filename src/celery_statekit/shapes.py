@@ -103,7 +103,9 @@ class _Places:
         if not isinstance(value, (list, tuple)) or len(value) != len(self.items):
             return _Shown(f"<{type(value).__name__}>")
         pairs = zip(value, self.items, strict=True)
-        return tuple(item if shape is None else shape.show(item) for item, shape in pairs)
+        return tuple(
+            _elsewhere(item) if shape is None else shape.show(item) for item, shape in pairs
+        )
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,11 @@ class _Optional(_Maybe):
 
     def show(self, value: Any) -> Any:
         return None if value is None else self.item.show(value)
+
+
+def _elsewhere(value: object) -> object:
+    """What is shown where no client belongs: one may have come there all the same."""
+    return value if _is_scalar(value) else _Shown(f"<{type(value).__name__}>")
 
 
 def _is_scalar(value: object) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import urlsplit
@@ -11,19 +13,28 @@ from urllib.parse import urlsplit
 from celery_statekit.errors import InvalidSetting
 from celery_statekit.plain import shown
 from celery_statekit.record import Limits
-from celery_statekit.stores.base import Enumerates, Leases, Store
+from celery_statekit.stores.base import Enumerates, Leases, Notifies, Store
 
 if TYPE_CHECKING:
     from celery_statekit.stores.memory import MemoryStore
+    from celery_statekit.stores.redis import RedisStore
+    from celery_statekit.stores.sql.mysql import MySQLStore
+    from celery_statekit.stores.sql.postgresql import PostgreSQLStore
+    from celery_statekit.stores.sql.tables import schema_sql
     from celery_statekit.stores.sqlite import SQLiteStore
 
 __all__ = [
     "Enumerates",
     "Leases",
     "MemoryStore",
+    "MySQLStore",
+    "Notifies",
+    "PostgreSQLStore",
+    "RedisStore",
     "SQLiteStore",
     "Store",
     "open_store",
+    "schema_sql",
     "without_password",
 ]
 
@@ -37,11 +48,17 @@ _Factory: TypeAlias = Callable[[str, Limits, float], Store]
 def open_store(url: str, *, limits: Limits | None = None, timeout: float = 5.0) -> Store:
     """The store at ``url``; nothing is connected to before the first call.
 
-    ==========================  ================================================================
-    ``memory://name``           this process only; the same name is the same store
-    ``sqlite:///relative.db``   a file, from the working directory; all processes of one host
-    ``sqlite:////abs/path.db``  a file, by its absolute path
-    ==========================  ================================================================
+    ==========================================  ===============================================
+    ``memory://name``                           this process only; the same name, the same store
+    ``sqlite:///relative.db``                   a file, from the working directory; all processes
+                                                of one host
+    ``sqlite:////abs/path.db``                  a file, by its absolute path
+    ``redis://host:port/db``                    a database of Redis; ``rediss://`` by TLS
+    ``redis+socket:///path?virtual_host=db``    the same by a Unix socket
+    ``sentinel://host:port/db;sentinel://...``  the same by Sentinels; ``?master_name=...``
+    ``postgresql://host/database``              PostgreSQL
+    ``mysql://host/database``                   MySQL or MariaDB, also as ``mariadb://``
+    ==========================================  ===============================================
 
     What follows ``sqlite:///`` is the path as it is: nothing in it is decoded. Any other scheme
     is asked of the entry points ``celery_statekit.stores`` of the installed distributions.
@@ -58,7 +75,12 @@ def open_store(url: str, *, limits: Limits | None = None, timeout: float = 5.0) 
     if not separator:
         raise _invalid("no URL of a store", url)
     scheme = scheme.lower()
+    # What stands behind a plus names the driver of a database, which is for the store to choose;
+    # before all, "db+" says Celery that a result backend is a database.
+    dialect = scheme.removeprefix("db+").partition("+")[0]
     factory = _SCHEMES.get(scheme) or _installed(scheme)
+    if factory is None and _SCHEMES.get(dialect) in (_postgresql, _mysql):
+        factory = _SCHEMES[dialect]
     if factory is None:
         raise _invalid("no store of this release has the scheme", url)
     return factory(url, limits or Limits(), timeout)
@@ -89,7 +111,15 @@ def _invalid(what: str, url: object) -> InvalidSetting:
     got = without_password(url) if isinstance(url, str) else shown(url)
     others = [f"{point.name}://" for point in entry_points(group=ENTRY_POINTS)]
     allowed = ", ".join(
-        ("memory://name", "sqlite:///relative.db", "sqlite:////abs/path.db", *sorted(others))
+        (
+            "memory://name",
+            "sqlite:///relative.db",
+            "sqlite:////abs/path.db",
+            "redis://host:port/db",
+            "postgresql://host/database",
+            "mysql://host/database",
+            *sorted(others),
+        )
     )
     return InvalidSetting(what, "statekit_store", got, allowed)
 
@@ -116,7 +146,62 @@ def _sqlite(url: str, limits: Limits, timeout: float) -> Store:
     return SQLiteStore(path, limits, timeout)
 
 
-_SCHEMES: Final[dict[str, _Factory]] = {"memory": _memory, "sqlite": _sqlite}
+def _redis(url: str, limits: Limits, timeout: float) -> Store:
+    with extra("redis", url):
+        from celery_statekit.stores.redis import RedisStore  # noqa: PLC0415 - only where used
+        from celery_statekit.stores.redis.url import Address  # noqa: PLC0415 - the same
+
+    return RedisStore(Address.of(url, without_password(url)), limits, timeout)
+
+
+def _postgresql(url: str, limits: Limits, timeout: float) -> Store:
+    with extra("postgresql", url):
+        from celery_statekit.stores.sql.postgresql import PostgreSQLStore  # noqa: PLC0415 - likewise
+
+    return PostgreSQLStore(url, limits, timeout)
+
+
+def _mysql(url: str, limits: Limits, timeout: float) -> Store:
+    with extra("mysql", url):
+        from celery_statekit.stores.sql.mysql import MySQLStore  # noqa: PLC0415 - likewise
+
+    return MySQLStore(url, limits, timeout)
+
+
+@contextmanager
+def extra(name: str, url: str) -> Iterator[None]:
+    """A block that imports what the extra ``name`` installs.
+
+    Raises:
+        InvalidSetting: it is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if str(exc.name).startswith(__name__.partition(".")[0]):
+            raise
+        raise InvalidSetting(
+            f"the package {exc.name} is not installed",
+            "statekit_store",
+            without_password(url),
+            f"pip install celery-statekit[{name}]",
+        ) from exc
+
+
+_SCHEMES: Final[dict[str, _Factory]] = {
+    "memory": _memory,
+    "sqlite": _sqlite,
+    "redis": _redis,
+    "rediss": _redis,
+    "redis+socket": _redis,
+    "socket": _redis,
+    "unix": _redis,
+    "sentinel": _redis,
+    "postgresql": _postgresql,
+    "postgres": _postgresql,
+    "mysql": _mysql,
+    "mariadb": _mysql,
+}
 
 
 def _installed(scheme: str) -> _Factory | None:
@@ -143,14 +228,18 @@ def _foreign(point: EntryPoint) -> _Factory:
     return factory
 
 
+#: Each is loaded only where it is used.
+_LATER: Final = {
+    "MemoryStore": "memory",
+    "MySQLStore": "sql.mysql",
+    "PostgreSQLStore": "sql.postgresql",
+    "RedisStore": "redis",
+    "SQLiteStore": "sqlite",
+    "schema_sql": "sql.tables",
+}
+
+
 def __getattr__(name: str) -> Any:
-    # Each is loaded only where it is used.
-    if name == "MemoryStore":
-        from celery_statekit.stores.memory import MemoryStore  # noqa: PLC0415
-
-        return MemoryStore
-    if name == "SQLiteStore":
-        from celery_statekit.stores.sqlite import SQLiteStore  # noqa: PLC0415
-
-        return SQLiteStore
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

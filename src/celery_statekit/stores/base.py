@@ -7,10 +7,71 @@ once, above it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
-from celery_statekit.record import Change, Limits, Record
+from celery_statekit.record import Change, Limits, Record, decode_record
+
+
+class Labels(NamedTuple):
+    """What a record may be found by beside its key; a store gives them no meaning."""
+
+    state: str = ""
+    client: str = ""
+
+
+#: Of a record that is found by its key only.
+UNLABELLED: Final = Labels()
+
+
+def kind_of(key: str) -> str:
+    """What sort of record ``key`` names: all of it before the id, ``statekit:task``."""
+    return key.rpartition(":")[0]
+
+
+class Found(NamedTuple):
+    """One record of a listing, as it is stored."""
+
+    key: str
+    #: Since when it has had its state label, in epoch seconds by the store's clock.
+    since: float
+    text: str | bytes
+
+    def record(self) -> Record:
+        """The record.
+
+        Raises:
+            CorruptRecord: the bytes are not what was written.
+        """
+        return decode_record(self.key, self.text)
+
+
+class Beside(NamedTuple):
+    """A value that is not ours, to be written together with a record: both or neither.
+
+    It is also published on a channel named as its key, which is how Celery's Redis backend tells
+    those who wait for a result.
+    """
+
+    key: str | bytes
+    value: str | bytes
+    #: Seconds until it expires; None: never.
+    ttl: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Diagnosis:
+    """What the server behind a store says of itself."""
+
+    #: ``Redis``, ``PostgreSQL``.
+    product: str
+    #: As it writes it; "" where it does not say.
+    version: str = ""
+    #: Epoch seconds by its clock; None where it does not say.
+    time: float | None = None
+    #: Its settings and conditions by its own names; what it refuses to tell is missing.
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -38,6 +99,7 @@ class Store(Protocol):
         expect: Record | None,
         changes: Sequence[Change] = (),
         ttl: float | None = None,
+        labels: Labels = UNLABELLED,
     ) -> bool:
         """Write ``record`` and append ``changes`` to its history, both or neither.
 
@@ -48,6 +110,7 @@ class Store(Protocol):
             changes: what moved, oldest first; history keeps the newest
                 ``limits.history_changes``.
             ttl: seconds until key and history expire, counted by the store from now; None: never.
+            labels: what the record is found by from now on, where the store can find any.
 
         Returns:
             True: written and durable as the store is configured. False: lost, another version
@@ -81,8 +144,17 @@ class Leases(Protocol):
     A lease gives liveness only; safety stays with the version that ``write`` compares.
     """
 
-    def acquire(self, key: str, owner: str, seconds: float) -> bool:
-        """Make ``owner`` the holder for ``seconds`` if nobody else holds it; renews one's own."""
+    def acquire(self, key: str, owner: str, seconds: float, wait: float = 0.0) -> bool:
+        """Make ``owner`` the holder for ``seconds`` if nobody else holds it; renews one's own.
+
+        Args:
+            key: what to hold; it need not be the key of a record.
+            owner: who asks.
+            seconds: how long the lease lasts from when it is given, by the store's clock.
+            wait: seconds to wait for it. Those who wait get it in the order in which they came;
+                one who comes while others wait goes behind them, and one who is dead is passed
+                over within a second.
+        """
         ...
 
     def release(self, key: str, owner: str) -> None:
@@ -92,8 +164,84 @@ class Leases(Protocol):
 
 @runtime_checkable
 class Enumerates(Protocol):
-    """A store that can say which keys it holds."""
+    """A store that can say which records it holds; none that has expired, and no lease."""
 
-    def keys(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
-        """At most ``limit`` keys that begin with ``prefix``, over ``after``, in order of text."""
+    def find(
+        self,
+        kind: str,
+        *,
+        state: str | None = None,
+        client: str | None = None,
+        older: float = 0.0,
+        newest: bool = False,
+        after: tuple[float, str] | None = None,
+        limit: int = 100,
+    ) -> list[Found]:
+        """At most ``limit`` records of a kind, by ``(since, key)``, those that stand longest first.
+
+        Args:
+            kind: as :func:`kind_of` says of their keys.
+            state: only those with this state label; None: any.
+            client: only those with this client label; None: any.
+            older: only those that have had their state label for at least so many seconds.
+            newest: the other way round, those that stand shortest first.
+            after: ``(since, key)`` of the last one of the page before.
+            limit: none for 0 or less.
+        """
+        ...
+
+    def count(self, kind: str) -> dict[str, int]:
+        """How many records of a kind have each state label; no label of which there are none."""
+        ...
+
+
+@runtime_checkable
+class Notifies(Protocol):
+    """A store that can say when something was written, so that nobody need ask again and again."""
+
+    def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+        """From the return on, ``wake`` is called soon after each write and deletion of ``key``.
+
+        It is a hint: it may come twice, for nothing, or (where a connection broke) not at all.
+        ``wake`` is called in a thread of the store's and must neither wait nor raise. However
+        many subscribe, a process has one connection for it.
+
+        Returns:
+            What ends the subscription; calling it twice is allowed.
+        """
+        ...
+
+
+@runtime_checkable
+class Diagnoses(Protocol):
+    """A store with a server that can be asked how it is set up."""
+
+    def diagnose(self) -> Diagnosis:
+        """What the server says of itself; of Redis its INFO, and what CONFIG tells of ``save``.
+
+        Raises:
+            StoreUnavailable: it does not answer. What it refuses to tell is no error.
+        """
+        ...
+
+
+@runtime_checkable
+class WritesBeside(Protocol):
+    """A store that can write one value of Celery's Redis result backend with the record."""
+
+    def reaches(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether a Redis connection of these parameters ends in the database of this store."""
+        ...
+
+    def write_beside(
+        self,
+        record: Record,
+        beside: Beside,
+        *,
+        expect: Record | None,
+        changes: Sequence[Change] = (),
+        ttl: float | None = None,
+        labels: Labels = UNLABELLED,
+    ) -> bool:
+        """As :meth:`Store.write`, and ``beside`` with it: both or neither."""
         ...

@@ -1,29 +1,53 @@
-"""What users, and we, test with: the contract of a store, and stores that fail on purpose."""
+"""What users, and we, test with: a store's contract, a checker of histories, and faults on purpose."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from celery_statekit.testing.checker import (
+    BrokenHistory,
+    HistoryReport,
+    Kept,
+    Operation,
+    Violation,
+    check_history,
+)
 from celery_statekit.testing.faulty import FailsAt, LosesReplies
+from celery_statekit.testing.proxy import FaultProxy
 
 if TYPE_CHECKING:
     from celery_statekit.testing.contract import (
         EnumeratesContract,
         LeasesContract,
         ManualClock,
+        NotifiesContract,
         StoreContract,
     )
 
 __all__ = [
+    "BrokenHistory",
     "EnumeratesContract",
     "FailsAt",
+    "FaultProxy",
+    "HistoryReport",
+    "Kept",
     "LeasesContract",
     "LosesReplies",
     "ManualClock",
+    "NotifiesContract",
+    "Operation",
     "StoreContract",
+    "Violation",
+    "check_history",
 ]
 
-_CONTRACT = ("EnumeratesContract", "LeasesContract", "ManualClock", "StoreContract")
+_CONTRACT = (
+    "EnumeratesContract",
+    "LeasesContract",
+    "ManualClock",
+    "NotifiesContract",
+    "StoreContract",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import threading
+import time
 from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final, Literal, TypeAlias
 
 from celery_statekit.errors import AmbiguousWrite, StoreUnavailable
 from celery_statekit.record import Change, Limits, Record
-from celery_statekit.stores.base import Enumerates, Leases, Store
+from celery_statekit.stores.base import (
+    UNLABELLED,
+    Enumerates,
+    Labels,
+    Leases,
+    Notifies,
+    Store,
+    WritesBeside,
+)
+
+#: What a failpoint does: raise StoreUnavailable (once a write was applied: AmbiguousWrite), raise
+#: AmbiguousWrite, kill -9 or stop this process, or only take its time.
+Mode: TypeAlias = Literal["error", "doubt", "kill", "stop", "delay"]
+
+#: The calls that change something: only they can be in doubt.
+CHANGES: Final = ("write", "write_beside", "delete")
+#: What a store may do beyond its protocol, and the calls by which it does.
+CAPABILITIES: Final = (
+    (Leases, ("acquire", "release")),
+    (Enumerates, ("find", "count")),
+    (Notifies, ("subscribe",)),
+    (WritesBeside, ("write_beside",)),
+)
 
 
 class _Around:
@@ -18,19 +46,21 @@ class _Around:
         self.name = store.name
         self.limits: Limits = store.limits
         # On the object, so that it is of a protocol exactly where the store is.
-        if isinstance(store, Leases):
-            self.acquire = self._acquire
-            self.release = self._release
-        if isinstance(store, Enumerates):
-            self.keys = self._keys
+        for protocol, calls in CAPABILITIES:
+            if isinstance(store, protocol):
+                for call in calls:
+                    setattr(self, call, partial(self._call, call))
+        if isinstance(store, WritesBeside):
+            self.reaches = store.reaches
 
-    def _called(self) -> None:
-        """Told before each call but ``close``."""
+    def _call(self, call: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Every call but ``close`` and ``reaches``."""
+        return getattr(self.store, call)(*args, **kwargs)
 
     def read(self, key: str) -> Record | None:
         """As the store does."""
-        self._called()
-        return self.store.read(key)
+        record: Record | None = self._call("read", key)
+        return record
 
     def write(
         self,
@@ -39,39 +69,27 @@ class _Around:
         expect: Record | None,
         changes: Sequence[Change] = (),
         ttl: float | None = None,
+        labels: Labels = UNLABELLED,
     ) -> bool:
         """As the store does."""
-        self._called()
-        return self.store.write(record, expect=expect, changes=changes, ttl=ttl)
+        written: bool = self._call(
+            "write", record, expect=expect, changes=changes, ttl=ttl, labels=labels
+        )
+        return written
 
     def history(self, key: str, after: int = 0, limit: int = 100) -> list[Change]:
         """As the store does."""
-        self._called()
-        return self.store.history(key, after, limit)
+        history: list[Change] = self._call("history", key, after, limit)
+        return history
 
     def delete(self, key: str) -> bool:
         """As the store does."""
-        self._called()
-        return self.store.delete(key)
+        deleted: bool = self._call("delete", key)
+        return deleted
 
     def close(self) -> None:
         """As the store does; never fails."""
         self.store.close()
-
-    def _acquire(self, key: str, owner: str, seconds: float) -> bool:
-        assert isinstance(self.store, Leases)
-        self._called()
-        return self.store.acquire(key, owner, seconds)
-
-    def _release(self, key: str, owner: str) -> None:
-        assert isinstance(self.store, Leases)
-        self._called()
-        self.store.release(key, owner)
-
-    def _keys(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
-        assert isinstance(self.store, Enumerates)
-        self._called()
-        return self.store.keys(prefix, after, limit)
 
 
 class LosesReplies(_Around):
@@ -92,52 +110,104 @@ class LosesReplies(_Around):
         self._writes = 0
         self._counting = threading.Lock()
 
-    def write(
-        self,
-        record: Record,
-        *,
-        expect: Record | None,
-        changes: Sequence[Change] = (),
-        ttl: float | None = None,
-    ) -> bool:
-        """As the store does, or AmbiguousWrite."""
+    def _call(self, call: str, /, *args: Any, **kwargs: Any) -> Any:
+        if call not in {"write", "write_beside"}:
+            return super()._call(call, *args, **kwargs)
         with self._counting:
             self._writes += 1
             loses = self._writes % self.every == 0
             self.lost += loses
         if loses and not self.applied:
             raise AmbiguousWrite(self.name, "the request was lost, on purpose")
-        written = super().write(record, expect=expect, changes=changes, ttl=ttl)
+        written = super()._call(call, *args, **kwargs)
         if loses:
             raise AmbiguousWrite(self.name, "the reply was lost, on purpose")
         return written
 
 
 class FailsAt(_Around):
-    """A store of which one call is a StoreUnavailable, before anything is done.
+    """A store of which one call fails: a StoreUnavailable before anything is done, or ``mode``.
 
-    To fail at each point in turn: count up ``n`` until ``fired`` stays False.
+    To fail at each point in turn, count up ``n`` until ``fired`` stays False:
+
+    >>> from itertools import count
+    >>> from celery_statekit.stores import MemoryStore
+    >>> for n in count(1):
+    ...     store = FailsAt(MemoryStore("failpoints"), n)
+    ...     try:
+    ...         record, changes = store.read("statekit:task:1"), store.history("statekit:task:1")
+    ...     except StoreUnavailable:
+    ...         pass  # look here: is what was there intact, and does a second try succeed?
+    ...     if not store.fired:
+    ...         break
+    >>> n  # the points before it have failed, each once
+    3
 
     Args:
         store: the real one; closed with this.
         n: which call, from 1; 0: none.
         until: the last of several calls that fail; 0: ``n`` alone.
+        mode: how it fails. ``error``: StoreUnavailable, or, after a call that changes something,
+            AmbiguousWrite. ``doubt``: AmbiguousWrite for what changes something, else
+            StoreUnavailable. ``kill``: this process is killed by SIGKILL. ``stop``: all its
+            threads are stopped (SIGSTOP) for ``seconds``. ``delay``: the call takes ``seconds``
+            longer.
+        after: whether it fails once the store has done what was asked, instead of before.
+        seconds: how long ``stop`` and ``delay`` last.
     """
 
-    def __init__(self, store: Store, n: int, until: int = 0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        n: int,
+        until: int = 0,
+        *,
+        mode: Mode = "error",
+        after: bool = False,
+        seconds: float = 0.1,
+    ) -> None:
         super().__init__(store)
         self.n = n
         self.until = until or n
+        self.mode = mode
+        self.after = after
+        self.seconds = seconds
         #: How many calls there were so far.
         self.calls = 0
         #: Whether one has failed.
         self.fired = False
         self._counting = threading.Lock()
 
-    def _called(self) -> None:
+    def _call(self, call: str, /, *args: Any, **kwargs: Any) -> Any:
         with self._counting:
             self.calls += 1
-            if not self.n <= self.calls <= self.until:
-                return
-            self.fired = True
-        raise StoreUnavailable(self.name, f"call {self.calls} fails, on purpose")
+            number = self.calls
+            fires = self.n <= number <= self.until
+            self.fired |= fires
+        if fires and not self.after:
+            self._fail(number, call)
+        returned = super()._call(call, *args, **kwargs)
+        if fires and self.after:
+            self._fail(number, call)
+        return returned
+
+    def _fail(self, number: int, call: str) -> None:
+        if self.mode == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.mode == "stop":
+            stop_self(self.seconds)
+        elif self.mode == "delay":
+            time.sleep(self.seconds)
+        elif call in CHANGES and (self.after or self.mode == "doubt"):
+            raise AmbiguousWrite(self.name, f"the reply to call {number} is lost, on purpose")
+        else:
+            raise StoreUnavailable(self.name, f"call {number} fails, on purpose")
+
+
+def stop_self(seconds: float) -> None:
+    """Stop all threads of this process for ``seconds``, as SIGSTOP does; another continues it."""
+    # Again and again, for the first may come before the stop.
+    program = f"sleep {seconds}; while kill -CONT {os.getpid()}; do sleep 0.05; done"
+    with subprocess.Popen(["/bin/sh", "-c", program]) as other:  # noqa: S603 - words of ours
+        os.kill(os.getpid(), signal.SIGSTOP)
+        other.kill()

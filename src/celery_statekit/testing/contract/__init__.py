@@ -18,8 +18,10 @@
         def plant(self):
             return lambda key, text: ...  # put these bytes where the store keeps its own
 
-``StoreContract`` is for every store; the other two are for one that also is
-:class:`~celery_statekit.stores.base.Leases` or :class:`~celery_statekit.stores.base.Enumerates`.
+``StoreContract`` is for every store; ``LeasesContract``, ``EnumeratesContract`` and
+``NotifiesContract`` are for one that also is :class:`~celery_statekit.stores.base.Leases`,
+:class:`~celery_statekit.stores.base.Enumerates` or :class:`~celery_statekit.stores.base.Notifies`:
+``class TestMyStore(StoreContract, LeasesContract, NotifiesContract)``.
 Where a store takes a clock, hand a :class:`ManualClock` to it and override ``elapse`` with the
 clock's ``advance``: expiry is then tested without waiting. Tests of processes fork.
 """
@@ -32,6 +34,7 @@ from celery_statekit.testing.contract.expiry import ExpiryContract
 from celery_statekit.testing.contract.forks import ForksContract
 from celery_statekit.testing.contract.history import HistoryContract
 from celery_statekit.testing.contract.leases import LeasesContract
+from celery_statekit.testing.contract.notices import NotifiesContract
 from celery_statekit.testing.contract.place import ManualClock, Reopen, StoreFixtures
 from celery_statekit.testing.contract.races import RacesContract
 from celery_statekit.testing.contract.records import RecordsContract
@@ -41,6 +44,7 @@ __all__ = [
     "EnumeratesContract",
     "LeasesContract",
     "ManualClock",
+    "NotifiesContract",
     "Reopen",
     "StoreContract",
     "StoreFixtures",

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 #: Seconds that anything here may take before it counts as hanging.
 DEADLINE: Final = 20.0
+#: Seconds that others are given to get as far as they can alone: a first try, and further ones.
+PAUSES: Final = (0.03, 0.15, 0.75, 2.0)
 
 
 def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
@@ -69,6 +71,15 @@ def patiently(call: Callable[[], Any]) -> Any:
     while not (returned := call()):
         assert time.monotonic() < deadline, "it went on for ever"
     return returned
+
+
+def with_growing_patience(succeeds: Callable[[float], bool]) -> None:
+    """``succeeds`` for some pause, in seconds, that lets others get as far as they can alone.
+
+    For what no event tells, that another thread waits inside a call: on a slow machine a short
+    pause is too short, while a store that is wrong is wrong for any.
+    """
+    assert any(succeeds(pause) for pause in PAUSES), "it is not so, however long the pause"
 
 
 def _outcome(work: Callable[[], Any]) -> tuple[str, Any]:

@@ -52,6 +52,16 @@ class ExpiryContract(StoreFixtures):
 
         assert store.read(KEY) == record
 
+    def test_a_record_that_is_written_to_be_gone(self, store: Store) -> None:
+        """A newer version of no time to live takes the record and its history with it."""
+        before = written(store, Record.first(KEY, {}), changes=[a_change(1)])
+
+        assert not store.write(before.next({}), expect=Record.first(KEY, {}), ttl=0.0)
+        assert store.read(KEY) == before
+        assert store.write(before.next({}), expect=before, ttl=0.0)
+        assert store.read(KEY) is None
+        assert store.history(KEY) == []
+
     @pytest.mark.parametrize("ttl", [0.0, -1.0])
     def test_a_ttl_that_has_passed_already(self, store: Store, ttl: float) -> None:
         """A time to live of nothing is a write that is gone at once, not one that stays."""

@@ -12,18 +12,11 @@ from celery_statekit.errors import StoreUnavailable
 from celery_statekit.record import Record
 from celery_statekit.stores.base import Leases
 from celery_statekit.testing.contract.crowd import in_threads
-from celery_statekit.testing.contract.place import (
-    KEY,
-    KEYS,
-    OTHER,
-    LeasingStore,
-    Reopen,
-    StoreFixtures,
-    written,
-)
+from celery_statekit.testing.contract.place import KEY, KEYS, OTHER, LeasingStore, Reopen, written
+from celery_statekit.testing.contract.turns import TurnsContract
 
 
-class LeasesContract(StoreFixtures):
+class LeasesContract(TurnsContract):
     """What a store that is also :class:`~celery_statekit.stores.base.Leases` must do."""
 
     def test_it_keeps_leases(self, store: LeasingStore) -> None:

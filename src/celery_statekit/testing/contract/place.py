@@ -10,7 +10,7 @@ import pytest
 
 from celery_statekit.errors import StoreUnavailable
 from celery_statekit.record import Change, Limits, Record
-from celery_statekit.stores.base import Enumerates, Leases, Store
+from celery_statekit.stores.base import UNLABELLED, Enumerates, Labels, Leases, Notifies, Store
 from celery_statekit.testing.contract.crowd import in_processes, in_threads, patiently
 
 KEY: Final = "statekit:task:one"
@@ -68,7 +68,11 @@ class LeasingStore(Store, Leases, Protocol):
 
 
 class EnumeratingStore(Store, Enumerates, Protocol):
-    """A store that lists its keys."""
+    """A store that lists its records."""
+
+
+class NotifyingStore(Store, Notifies, Protocol):
+    """A store that says when something was written."""
 
 
 class StoreFixtures:
@@ -125,10 +129,17 @@ def written(
     *,
     changes: Sequence[Change] = (),
     ttl: float | None = None,
+    labels: Labels = UNLABELLED,
 ) -> Record:
     """``record``, after a write that was not lost."""
-    assert store.write(record, expect=expect, changes=changes, ttl=ttl) is True
+    assert store.write(record, expect=expect, changes=changes, ttl=ttl, labels=labels) is True
     return record
+
+
+def moved(store: Store, key: str, state: str, client: str = "") -> Record:
+    """The next version of ``key``, found by these labels."""
+    read = current(store, key)
+    return written(store, read.next({"state": state}), read, labels=Labels(state, client))
 
 
 def current(store: Store, key: str = KEY) -> Record:

@@ -30,7 +30,10 @@ from celery_statekit.record import (
     encode_change,
     encode_record,
 )
-from celery_statekit.stores.sqlite_file import SQLiteFile
+from celery_statekit.stores.base import UNLABELLED, Found, Labels, kind_of
+from celery_statekit.stores.sqlite.file import SQLiteFile
+from celery_statekit.stores.sqlite.leases import SQLiteLeases
+from celery_statekit.stores.sqlite.notices import SQLiteNotices
 
 #: Expired keys removed after each write: more than one, so that a backlog shrinks.
 PURGED: Final = 2
@@ -39,14 +42,17 @@ READ: Final = """
     SELECT version, incarnation, text FROM records
     WHERE key = :key AND (expires IS NULL OR expires > :now)"""
 FIRST: Final = """
-    INSERT INTO records (key, version, incarnation, expires, text)
-    VALUES (:key, :version, :incarnation, :expires, :text)
+    INSERT INTO records
+        (key, version, incarnation, expires, kind, state, client, since, text)
+    VALUES (:key, :version, :incarnation, :expires, :kind, :state, :client, :now, :text)
     ON CONFLICT (key) DO UPDATE SET version = excluded.version,
-        incarnation = excluded.incarnation, expires = excluded.expires, text = excluded.text
+        incarnation = excluded.incarnation, expires = excluded.expires, state = excluded.state,
+        client = excluded.client, since = excluded.since, text = excluded.text
     WHERE records.expires <= :now"""
 NEXT: Final = """
     UPDATE records
-    SET version = :version, incarnation = :incarnation, expires = :expires, text = :text
+    SET version = :version, incarnation = :incarnation, expires = :expires, state = :state,
+        client = :client, since = iif(state = :state, since, :now), text = :text
     WHERE key = :key AND version = :expected_version AND incarnation = :expected_incarnation
         AND (expires IS NULL OR expires > :now)"""
 DELETE: Final = """
@@ -59,21 +65,22 @@ HISTORY: Final = """
 APPEND: Final = "INSERT INTO changes (key, number, text) VALUES (?, ?, ?)"
 TRIM: Final = "DELETE FROM changes WHERE key = :key AND number <= :last"
 FORGET: Final = "DELETE FROM changes WHERE key = :key"
-KEYS: Final = """
-    SELECT key FROM records
-    WHERE key > :after AND key >= :prefix AND key < :end AND (expires IS NULL OR expires > :now)
-    ORDER BY key LIMIT :limit"""
+FIND: Final = """
+    SELECT key, since, text FROM records
+    WHERE kind = :kind AND (expires IS NULL OR expires > :now){only}
+    ORDER BY since {way}, key {way} LIMIT :limit"""
+OF_STATE: Final = " AND state = :state"
+OF_CLIENT: Final = " AND client = :client"
+OLDER: Final = " AND since <= :now - :older"
+AFTER: Final = {
+    "ASC": " AND (since, key) > (:since, :after)",
+    "DESC": " AND (since, key) < (:since, :after)",
+}
+COUNT: Final = """
+    SELECT state, count(*) FROM records
+    WHERE kind = :kind AND (expires IS NULL OR expires > :now) GROUP BY state"""
 EXPIRED: Final = "SELECT key FROM records WHERE expires <= :now LIMIT :limit"
 PURGE: Final = "DELETE FROM records WHERE key = :key AND expires <= :now"
-HOLDER: Final = "SELECT 1 FROM leases WHERE key = :key AND owner <> :owner AND until > :now"
-ACQUIRE: Final = """
-    INSERT INTO leases (key, owner, until) VALUES (:key, :owner, :until)
-    ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, until = excluded.until
-    WHERE leases.owner = excluded.owner OR leases.until <= :now"""
-RELEASE: Final = "DELETE FROM leases WHERE key = :key AND owner = :owner"
-LAPSE: Final = """
-    DELETE FROM leases WHERE key IN (SELECT key FROM leases WHERE until <= :now LIMIT :limit)"""
-
 _LARGEST: Final = 2**63 - 1
 
 
@@ -101,6 +108,8 @@ class SQLiteStore:
         now: Callable[[], float] = time.time,
     ) -> None:
         self._file = SQLiteFile(path, timeout)
+        self._leases = SQLiteLeases(self._file, now)
+        self._notices = SQLiteNotices(self._file)
         self._now = now
         self.name = self._file.name
         self.limits = limits or Limits()
@@ -128,10 +137,11 @@ class SQLiteStore:
         expect: Record | None,
         changes: Sequence[Change] = (),
         ttl: float | None = None,
+        labels: Labels = UNLABELLED,
     ) -> bool:
         """Write ``record`` and ``changes`` in one transaction if ``expect`` is still there."""
         key, kept = record.key, self.limits.history_changes
-        row = self._row(record, expect, ttl)
+        row = self._row(record, expect, ttl, labels)
         lines = [(key, each.number, encode_change(key, each).encode()) for each in changes]
         with self._file.transaction(key) as connection:
             if connection.execute(NEXT if expect else FIRST, row).rowcount != 1:
@@ -144,7 +154,9 @@ class SQLiteStore:
         self._purge()
         return True
 
-    def _row(self, record: Record, expect: Record | None, ttl: float | None) -> dict[str, Any]:
+    def _row(
+        self, record: Record, expect: Record | None, ttl: float | None, labels: Labels
+    ) -> dict[str, Any]:
         text = encode_record(record, self.limits).encode()
         now = self._now()
         return {
@@ -152,6 +164,9 @@ class SQLiteStore:
             "version": record.version,
             "incarnation": record.incarnation,
             "expires": None if ttl is None else now + ttl,
+            "kind": kind_of(record.key),
+            "state": labels.state,
+            "client": labels.client,
             "text": text,
             "now": now,
             "expected_version": expect and expect.version,
@@ -182,20 +197,62 @@ class SQLiteStore:
                 connection.execute(FORGET, {"key": key})
         return deleted
 
-    def keys(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
-        """At most ``limit`` keys that begin with ``prefix``, over ``after``, in order of text."""
+    def find(
+        self,
+        kind: str,
+        *,
+        state: str | None = None,
+        client: str | None = None,
+        older: float = 0.0,
+        newest: bool = False,
+        after: tuple[float, str] | None = None,
+        limit: int = 100,
+    ) -> list[Found]:
+        """At most ``limit`` records of a kind, by ``(since, key)``; one SELECT along an index."""
+        way = "DESC" if newest else "ASC"
+        since, key = after or (0.0, "")
+        filters = (
+            (state is not None, OF_STATE),
+            (client is not None, OF_CLIENT),
+            (older > 0, OLDER),
+            (after is not None, AFTER[way]),
+        )
+        only = "".join(text for wanted, text in filters if wanted)
         row = {
-            "prefix": prefix,
-            "end": f"{prefix}\U0010ffff",
-            "after": after,
+            "kind": kind,
+            "state": state,
+            "client": client,
+            "older": older,
+            "since": since,
+            "after": key,
             "limit": _count(limit),
             "now": self._now(),
         }
-        with self._file.connection(prefix) as connection:
-            return [key for (key,) in connection.execute(KEYS, row).fetchall()]
+        with self._file.connection(kind) as connection:
+            rows = connection.execute(FIND.format(only=only, way=way), row).fetchall()
+        return [Found(*found) for found in rows]
+
+    def count(self, kind: str) -> dict[str, int]:
+        """How many records of a kind have each state label; one SELECT, which looks at them all."""
+        row = {"kind": kind, "now": self._now()}
+        with self._file.connection(kind) as connection:
+            return dict(connection.execute(COUNT, row).fetchall())
+
+    def acquire(self, key: str, owner: str, seconds: float, wait: float = 0.0) -> bool:
+        """Make ``owner`` the holder for ``seconds``, in order of coming; renews one's own."""
+        return self._leases.acquire(key, owner, seconds, wait)
+
+    def release(self, key: str, owner: str) -> None:
+        """Give the lease back; nothing happens where ``owner`` does not hold it."""
+        self._leases.release(key, owner)
+
+    def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+        """``wake`` is called soon after each write and deletion of ``key``, by any process."""
+        return self._notices.subscribe(key, wake)
 
     def close(self) -> None:
         """Close the connections; those of calls under way close when these return."""
+        self._notices.close()
         self._file.close()
 
     def _purge(self) -> None:
@@ -210,25 +267,6 @@ class SQLiteStore:
                 for (key,) in expired:
                     if connection.execute(PURGE, {"key": key, "now": now}).rowcount == 1:
                         connection.execute(FORGET, {"key": key})
-
-    # --- leases ----------------------------------------------------------------------------------
-
-    def acquire(self, key: str, owner: str, seconds: float) -> bool:
-        """Make ``owner`` the holder for ``seconds`` if nobody else holds it; renews one's own."""
-        now = self._now()
-        row = {"key": key, "owner": owner, "until": now + seconds, "now": now}
-        # Who waits for a lease asks often: as a reader it is in nobody's way.
-        with self._file.connection(key) as connection:
-            if connection.execute(HOLDER, row).fetchall():
-                return False
-        with self._file.transaction(key) as connection:
-            connection.execute(LAPSE, {"now": now, "limit": PURGED})
-            return connection.execute(ACQUIRE, row).rowcount == 1
-
-    def release(self, key: str, owner: str) -> None:
-        """Give the lease back; nothing happens where ``owner`` does not hold it."""
-        with self._file.transaction(key) as connection:
-            connection.execute(RELEASE, {"key": key, "owner": owner})
 
 
 def _count(limit: int) -> int:

@@ -32,8 +32,15 @@ TABLES: Final = (
         version INTEGER NOT NULL,
         incarnation TEXT NOT NULL,
         expires REAL,
+        kind TEXT NOT NULL,
+        state TEXT NOT NULL,
+        client TEXT NOT NULL,
+        since REAL NOT NULL,
         text BLOB NOT NULL
     )""",
+    "CREATE INDEX records_standing ON records (kind, since, key)",
+    "CREATE INDEX records_of_state ON records (kind, state, since, key)",
+    "CREATE INDEX records_of_client ON records (kind, client, since, key)",
     "CREATE INDEX records_expiring ON records (expires) WHERE expires IS NOT NULL",
     """CREATE TABLE changes (
         key TEXT NOT NULL,
@@ -47,6 +54,13 @@ TABLES: Final = (
         until REAL NOT NULL
     ) WITHOUT ROWID""",
     "CREATE INDEX leases_ending ON leases (until)",
+    """CREATE TABLE waiters (
+        number INTEGER PRIMARY KEY,
+        key TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        seen REAL NOT NULL
+    )""",
+    "CREATE INDEX waiters_of_key ON waiters (key)",
     f"PRAGMA application_id = {APPLICATION}",
     f"PRAGMA user_version = {SCHEMA}",
 )
