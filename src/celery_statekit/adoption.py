@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, overload
@@ -11,6 +12,7 @@ from celery._state import get_current_task
 from celery.utils.imports import symbol_by_name
 
 from celery_statekit import reporter
+from celery_statekit.backends import ONE_WRITE
 from celery_statekit.errors import InvalidInput, SetupTooLate
 from celery_statekit.result import StatefulResult
 from celery_statekit.task import StatefulTask
@@ -24,7 +26,8 @@ def setup(app: Celery) -> Celery:
     """Make every task of ``app`` a :class:`~celery_statekit.StatefulTask`, and its results too.
 
     Composes with the task class that the app has (Django's, Flask's); leaves Celery's own tasks
-    alone. Calling it twice changes nothing.
+    alone. Where the app's result backend is Redis, one that writes each result together with the
+    record takes its place. Calling it twice changes nothing.
 
     Returns:
         ``app``.
@@ -39,7 +42,18 @@ def setup(app: Celery) -> Celery:
             raise SetupTooLate(str(app.main), made or ["app.Task"])
         app.task_cls = _composed(task_class)
     app.AsyncResult = app.subclass_with_self(StatefulResult, name="AsyncResult")
+    # What the app has put in place of Celery's backends itself stays in its place.
+    app.loader.override_backends = {**ONE_WRITE, **app.loader.override_backends}
+    # What was opened before is Celery's own (celery 5.7 app/base.py:1728).
+    app._local, app._backend_cache = threading.local(), None  # noqa: SLF001
+    # An app that is pickled takes its fixups with it, and is set up where it arrives.
+    app.fixups = {*app.fixups, f"{__name__}:fixup"}
     return app
+
+
+def fixup(app: Celery) -> None:
+    """Set up an app that was pickled; as one of the app's ``fixups``."""
+    setup(app)
 
 
 def _task_class(app: Celery) -> type[Task]:

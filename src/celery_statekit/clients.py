@@ -1,8 +1,7 @@
 """The one writer of client records.
 
 An update reads the client, calls the function, and writes if nobody else was quicker; else it
-does so again, with jitter. After a few lost races it takes the key's lease, for which the others
-then wait. The lease is for liveness; the version that the store compares is what keeps updates.
+does so again. Who comes first where many do is said in :mod:`celery_statekit.contention`.
 """
 
 from __future__ import annotations
@@ -10,12 +9,10 @@ from __future__ import annotations
 import builtins
 import inspect
 import logging
-import os
-import random
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, Generic, TypeVar
@@ -23,10 +20,11 @@ from typing import Any, Final, Generic, TypeVar
 from celery import Celery
 
 from celery_statekit import signals
+from celery_statekit.breaker import AWAY
 from celery_statekit.client import ClientState
+from celery_statekit.contention import Race
 from celery_statekit.errors import (
     ClientExists,
-    ContentionTimeout,
     CorruptRecord,
     InvalidClientState,
     InvalidInput,
@@ -38,8 +36,8 @@ from celery_statekit.errors import (
 )
 from celery_statekit.record import Change, Record, check_id, client_key, cut_text
 from celery_statekit.settings import Settings, check_prefix, unwrapped
-from celery_statekit.stores.base import Enumerates, Leases, Store
-from celery_statekit.tracker import write_settled
+from celery_statekit.settling import write_settled
+from celery_statekit.stores.base import Enumerates, Labels, Leases, Store, kind_of
 from celery_statekit.watcher import Follow, apace, check_timeout, check_whole, pace
 
 logger = logging.getLogger(__name__)
@@ -48,8 +46,8 @@ Client = TypeVar("Client", bound=ClientState)
 
 #: How many names of ``once`` a client keeps; the oldest go first.
 ONCE_KEPT: Final = 256
-#: Races lost before the key's lease is taken.
-RACES: Final = 3
+#: Records read at once by ``list``.
+PAGE: Final = 500
 #: Seconds between two reads of a watched client.
 POLL: Final = 0.1
 
@@ -186,30 +184,35 @@ class Clients(Generic[Client]):
         return self.store.history(self.key(id), after, limit)
 
     def list(self, state: Enum | str | None = None, *, limit: int = 1000) -> builtins.list[Client]:
-        """The stored clients of this class, at most ``limit``; those in ``state`` if given.
+        """The stored clients of this class, at most ``limit``, those that stand longest first.
+
+        Of those that move meanwhile some may be missing, or be as they were before.
+
+        Args:
+            state: only those in it; None: in any.
+            limit: none for 0 or less.
 
         Raises:
-            StoreError: the store does not know which keys it holds.
+            StoreError: the store does not know which records it holds.
+            CorruptRecord: one of them is not what was written.
         """
         if not isinstance(self.store, Enumerates):
-            raise StoreError(self.store.name, "it cannot list its keys")
+            raise StoreError(self.store.name, "it cannot list its records")
         check_whole(limit, "limit")
         wanted = None if state is None else self.client.flow().name_of(state)
-        prefix = client_key(self.client.kind, "", prefix=self.prefix)
-        found: builtins.list[Client] = []
-        after = ""
-        while limit > 0 and (keys := self.store.keys(prefix, after)):
-            for key in keys:
-                record = self.store.read(key)
-                if record is None:
-                    continue
-                client = self._open(record)
-                if wanted is None or client.state == wanted:
-                    found.append(client)
-                    if len(found) == limit:
-                        return found
-            after = keys[-1]
-        return found
+        kind = kind_of(client_key(self.client.kind, "", prefix=self.prefix))
+        clients: dict[str, Client] = {}
+        after: tuple[float, str] | None = None
+        while len(clients) < limit:
+            page = self.store.find(kind, state=wanted, after=after, limit=min(limit, PAGE))
+            new = [found for found in page if found.key not in clients][: limit - len(clients)]
+            # What comes again has moved since the listing began, and so has all that comes behind
+            # it: a page of nothing else ends a listing that clients who go on moving would not.
+            if not new:
+                break
+            clients |= {found.key: self._open(found.record()) for found in new}
+            after = (page[-1].since, page[-1].key)
+        return [*clients.values()]
 
     def watch(self, id: str, *, timeout: float | None = None) -> Iterator[Client]:
         """The client now, then every newer version; the newest only, for a slow reader.
@@ -252,7 +255,8 @@ class Clients(Generic[Client]):
         """
         client = self.client(id, **fields)
         document = _Document(client=client.to_dict())
-        if self._write(client, None, document) is None:
+        until = time.monotonic() + self.deadline
+        if self._write(client, None, document, until) is None:
             raise ClientExists(self.client.kind, id)
         return client
 
@@ -267,25 +271,28 @@ class Clients(Generic[Client]):
         """Apply ``change`` to the client and store it; returns the client as stored.
 
         ``change`` gets the client and alters it. It may be called several times, each time with
-        what is stored by then, so it must do nothing else. If it raises, nothing is stored.
+        what is stored by then, so it must do nothing else. If it raises, nothing is stored. Where
+        the store hangs this takes until the deadline, and one call of the store.
 
         Args:
             once: a name for this update: within one task id (across deliveries and retries) it is
-                applied once, later calls return the client as it is. A client keeps the newest
-                256 names.
+                applied once, later calls return the client as it is; outside a task it is applied
+                once in all, whoever calls. A client keeps the newest 256 names.
             create: begin a client that is not stored yet.
 
         Raises:
             NoSuchClient: none is stored under ``id``.
             ContentionTimeout: others kept winning until the deadline; nothing was applied.
-            AmbiguousWrite: a reply was lost and what became of it cannot be told.
+            AmbiguousWrite: a reply was lost and what became of it cannot be told; with ``once`` the
+                update may be repeated, and is applied once.
+            StateRegressed: the store went back to an older version; nothing was applied.
             IllegalTransition, InvalidClientState, PayloadTooLarge: nothing was applied.
         """
         given: object = change
         if not callable(given) or inspect.iscoroutinefunction(given):
             raise InvalidInput("not called", "change", change, "a function that is not async")
         name = None if once is None else (self.actor.task_id, _once_name(once))
-        with _Race(self, id) as race:
+        with Race(self.store, self.key(id), self.deadline, self._mark) as race:
             while True:
                 record = race.read()
                 if record is None and not create:
@@ -297,8 +304,11 @@ class Clients(Generic[Client]):
                 change(client)
                 self._same_id(client, id)
                 once_names = document.once if name is None else (*document.once, name)
-                written = self._write(client, record, replace(document, once=once_names, held=""))
+                written = self._write(
+                    client, record, replace(document, once=once_names, held=""), race.deadline
+                )
                 if written is not None:
+                    race.won(written)
                     return client
                 race.lost()
 
@@ -306,44 +316,40 @@ class Clients(Generic[Client]):
     def exclusive(self, id: str, seconds: float = 30.0) -> Iterator[Client]:
         """Work on the client for a while with nobody else writing it; stored at the block's end.
 
-        Updates by others wait. If the block raises, nothing of it is stored.
+        Updates by others wait. If the block raises, nothing of it is stored. What follows the
+        block takes at most a deadline, and one call of the store.
 
         Args:
-            seconds: how long the lease lasts. A block that takes longer is still stored, unless
-                somebody wrote after the lease's end.
+            seconds: how long the lease lasts: so long others may have to wait for one who was
+                killed. A block that takes longer is still stored, unless somebody wrote after the
+                lease's end.
 
         Raises:
             NoSuchClient: none is stored under ``id``.
             ContentionTimeout: another holds it until the deadline.
             LeaseLost: the lease ended and another wrote; nothing of the block was stored.
+            AmbiguousWrite, StateRegressed: as :meth:`update`.
         """
         if not isinstance(self.store, Leases):
             raise StoreError(self.store.name, "it keeps no leases")
         _check_seconds("seconds", seconds)
-        with _Race(self, id) as race:
-            race.take_lease(seconds)
-            while True:
-                record = race.read()
-                if record is None:
-                    raise NoSuchClient(self.client.kind, id)
-                document = replace(_Document.of(record), held=race.owner)
-                marked = record.next(document.to_dict())
-                if self._settled_write(marked, record, ()):
-                    break
-                race.lost()
-            client = self._open(marked)
+        with Race(self.store, self.key(id), self.deadline, self._mark) as race:
+            race.take_lease(seconds, marks=True)
+            marked = race.read()
+            if marked is None:
+                raise NoSuchClient(self.client.kind, id)
+            client, document = self._open(marked), _Document.of(marked)
             try:
-                yield client
-                self._same_id(client, id)
-                written = self._write(client, marked, replace(document, held=""))
-            except BaseException:
-                free = marked.next(replace(document, held="").to_dict())
                 try:
-                    self._settled_write(free, marked, ())
-                except StoreError:
-                    logger.warning(
-                        "a mark was not taken back; it ends with its lease", exc_info=True
-                    )
+                    yield client
+                finally:
+                    race.restart()
+                self._same_id(client, id)
+                written = self._write(client, marked, replace(document, held=""), race.deadline)
+            except BaseException as exc:
+                if isinstance(exc, AWAY):
+                    race.store_failed()
+                self._unmark(race, marked, document)
                 raise
             if written is None:
                 raise LeaseLost(self.key(id), seconds)
@@ -358,11 +364,31 @@ class Clients(Generic[Client]):
     def _open(self, record: Record) -> Client:
         return self.client.from_dict(_Document.of(record).client)
 
+    def _mark(self, record: Record, held: str, until: float) -> Record | None:
+        """Have everybody who reads the record wait for the lease of ``held``."""
+        marked = record.next(replace(_Document.of(record), held=held).to_dict())
+        written = self._settled_write(marked, record, (), self._open(record), until)
+        return marked if written else None
+
+    def _unmark(self, race: Race, marked: Record, document: _Document) -> None:
+        """Take the mark back, unless the store is away: it ends with its lease."""
+        if race.is_hopeless:
+            return
+        free = marked.next(replace(document, held="").to_dict())
+        try:
+            self._settled_write(free, marked, (), self._open(free), race.deadline)
+        except StoreError as exc:
+            race.store_failed()
+            logger.warning("a mark was not taken back, it ends with its lease: %s", exc)
+            logger.debug("a mark was not taken back", exc_info=True)
+
     def _same_id(self, client: Client, id: str) -> None:
         if client.client_id != id:
             raise InvalidClientState("another client's id", "$.client_id", client.client_id, id)
 
-    def _write(self, client: Client, expect: Record | None, document: _Document) -> Record | None:
+    def _write(
+        self, client: Client, expect: Record | None, document: _Document, until: float
+    ) -> Record | None:
         """Write ``client``; None where another was quicker."""
         version = 1 if expect is None else expect.version + 1
         changes = self._changes(client, document.changes, version)
@@ -372,15 +398,28 @@ class Clients(Generic[Client]):
         body = document.to_dict()
         key = self.key(client.client_id)
         record = Record.first(key, body) if expect is None else expect.next(body)
-        if not self._settled_write(record, expect, changes):
+        if not self._settled_write(record, expect, changes, client, until):
             return None
         self._tell(client.client_id, record.version, client.state, changes)
         return record
 
     def _settled_write(
-        self, record: Record, expect: Record | None, changes: tuple[Change, ...]
+        self,
+        record: Record,
+        expect: Record | None,
+        changes: tuple[Change, ...],
+        client: Client,
+        until: float,
     ) -> bool:
-        return write_settled(self.store, record, expect=expect, changes=changes, ttl=self.ttl)
+        return write_settled(
+            self.store,
+            record,
+            expect=expect,
+            changes=changes,
+            ttl=self.ttl,
+            labels=Labels(client.state, client.client_id),
+            until=until,
+        )
 
     def _changes(self, client: Client, before: int, version: int) -> tuple[Change, ...]:
         at = time.time()
@@ -426,67 +465,3 @@ def _once_name(once: object) -> str:
     if not isinstance(once, str) or not once.isprintable() or not 0 < len(once) <= 100:
         raise InvalidInput("no name", "once", once, "a printable str of 1 to 100 characters")
     return once
-
-
-class _Race(AbstractContextManager["_Race"]):
-    """One writer's tries at one key, until its deadline; holds the key's lease at the end of them."""
-
-    def __init__(self, clients: Clients[Any], id: str) -> None:
-        self._store = clients.store
-        self._key = clients.key(id)
-        self._seconds = clients.deadline
-        self._deadline = time.monotonic() + clients.deadline
-        self._losses = 0
-        self._leased = False
-        self._lease = 0.0
-        self.owner = os.urandom(8).hex()
-
-    def __exit__(self, *_: object) -> None:
-        if self._leased and isinstance(self._store, Leases):
-            try:
-                self._store.release(self._key, self.owner)
-            except StoreError:
-                logger.warning("a lease was not given back; it ends by itself", exc_info=True)
-
-    def read(self) -> Record | None:
-        """The newest version, when no other ``exclusive`` block works on it."""
-        record = self._store.read(self._key)
-        while record is not None and record.document.get("held", self.owner) != self.owner:
-            before = record
-            self.take_lease(self._lease or self._seconds)
-            record = self._store.read(self._key)
-            # No block has begun since: it would have written its own mark.
-            if before.same(record):
-                break
-        return record
-
-    def lost(self) -> None:
-        """Another was quicker: wait a little, and after a few times take the lease.
-
-        Raises:
-            ContentionTimeout: the deadline is over.
-        """
-        self._losses += 1
-        self._check_deadline()
-        if self._losses >= RACES and not self._leased and isinstance(self._store, Leases):
-            self.take_lease(self._seconds)
-        elif not self._leased:  # who holds the lease keeps others waiting
-            time.sleep(random.uniform(0, 0.002 * min(self._losses, 10)))  # noqa: S311 - jitter
-
-    def take_lease(self, seconds: float) -> None:
-        """Wait until nobody else holds the key's lease, and hold it for ``seconds``.
-
-        Raises:
-            ContentionTimeout: the deadline is over.
-        """
-        if not isinstance(self._store, Leases):
-            return
-        while not self._store.acquire(self._key, self.owner, seconds):
-            self._losses += 1
-            self._check_deadline()
-            time.sleep(random.uniform(0.0005, 0.005))  # noqa: S311 - jitter
-        self._leased, self._lease = True, seconds
-
-    def _check_deadline(self) -> None:
-        if time.monotonic() > self._deadline:
-            raise ContentionTimeout(self._key, self._losses, self._seconds)

@@ -1,25 +1,43 @@
-"""The one thread of a process that runs tasks: newest progress out, and what may wait a little.
+"""The thread of a process that runs tasks: newest progress out, and what may wait a little.
 
 A task's thread only sets attributes. Every ``interval`` seconds this thread writes, for each run
 that said something new, the newest value. It stretches the interval so that it takes at most 1 %
-of the process's time, and one run's slow store delays no task.
+of the process's time. Who hears of what was written is called in a second thread, so that neither
+a slow store nor a slow receiver holds up a task, and no receiver another run's progress.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import math
 import os
+import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Protocol
 
-from celery_statekit.errors import StoreError
+from celery_statekit.breaker import AWAY, FIRST_PAUSE, LONGEST_PAUSE, log_failure, this_thread
+from celery_statekit.errors import AttemptEnded, ContentionTimeout, StaleAttempt, StoreUnavailable
 
 logger = logging.getLogger(__name__)
 
 #: The share of the process's time that writing progress may take.
 SHARE: Final = 0.01
+#: How many PENDING writes, or notices for receivers, wait at most; what comes then is dropped.
+WAITING: Final = 1000
+#: How many ends do, each a few kilobytes.
+ENDS_WAITING: Final = 20_000
+#: What is insisted on, for messages.
+ENDS: Final = "ends"
+#: Seconds for which a publish or the worker's main process waits for a write.
+PATIENCE: Final = 0.25
+#: Seconds for which a process that ends tries to write what it still has to.
+LAST_CHANCE: Final = 2.0
 
 
 class Reports(Protocol):
@@ -33,6 +51,32 @@ class Reports(Protocol):
         ...
 
 
+class Mirrors(Reports, Protocol):
+    """What is also shown elsewhere, where it may take long."""
+
+    @property
+    def late_is_refused(self) -> bool:
+        """Whether what is shown too late does no harm."""
+        ...
+
+    def mirror(self) -> None:
+        """Show what is newest."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """Something to be called once, or until the store has taken it."""
+
+    function: Callable[[], object]
+    #: Whether it is called again while the store is away.
+    insists: bool
+    at: float = 0.0
+    #: Seconds until it is called again.
+    pause: float = FIRST_PAUSE
+    tried: threading.Event = field(default_factory=threading.Event)
+
+
 class Flusher:
     """The thread; started with its first work, a daemon, one a process (see :func:`flusher`)."""
 
@@ -41,17 +85,35 @@ class Flusher:
         self._wake = threading.Condition()
         self._watched: dict[Reports, float] = {}
         self._writing: Reports | None = None
-        #: When to call it, what to call, and whom to tell.
-        self._calls: list[tuple[float, Callable[[], object], threading.Event]] = []
+        self._calls: deque[_Call] = deque()
+        #: What the store has not taken yet.
+        self._insisted: list[_Call] = []
+        self._calling = self._ending = False
+        #: When the thread wakes by itself; 0 while it is awake.
+        self._wakes_at = 0.0
+        #: How many were dropped of what is full; that it is full was said.
+        self._dropped: dict[str, int] = {}
+        #: The call that was last waited for in vain.
+        self._given_up: _Call | None = None
         self._thread: threading.Thread | None = None
-        self._pause = 0.0
+        self._teller = _Teller(
+            "teller", "receivers of progress are slow: some are not told of all of it"
+        )
+        self._mirrors = _Teller(
+            "mirror", "the result backend is slow: it does not show all progress"
+        )
+        #: What is to be shown, and what is being shown.
+        self._mirrored: set[Mirrors] = set()
+        self._showing: Mirrors | None = None
 
     def watch(self, reports: Reports) -> None:
         """From now on what ``reports`` says is written."""
         with self._wake:
-            self._watched[reports] = self._clock() + reports.interval
+            at = self._watched[reports] = self._clock() + reports.interval
             self._start()
-            self._wake.notify_all()
+            # Short tasks come and go before it: none of them wakes the thread.
+            if at < self._wakes_at:
+                self._wake.notify_all()
 
     def hurry(self, reports: Reports) -> None:
         """Write what ``reports`` says as soon as may be."""
@@ -66,72 +128,182 @@ class Flusher:
             self._watched.pop(reports, None)
             while self._writing is reports and threading.current_thread() is not self._thread:
                 self._wake.wait()
+            shown = self._showing
+            if shown is reports and not shown.late_is_refused:
+                self._wake.wait_for(lambda: self._showing is not shown)
 
-    def call(self, function: Callable[[], object], patience: float) -> bool:
+    def call(
+        self, function: Callable[[], object], patience: float, *, insists: bool = False
+    ) -> bool:
         """Have ``function`` called; wait at most ``patience`` seconds for it.
 
-        Returns:
-            Whether it was done by then. Else it will be done later; its exception is logged.
-        """
-        if threading.current_thread() is self._thread:
-            self._guarded(function)  # nobody else would do it while this waits
-            return True
-        done = threading.Event()
-        self._add(0.0, function, done)
-        return done.wait(patience)
-
-    def insist(self, function: Callable[[], object], tries: int = 10, pause: float = 0.2) -> None:
-        """Have ``function`` called, soon and again later while the store is away.
+        While an earlier call takes longer than that, nobody waits.
 
         Args:
-            tries: how many times; the last failure is logged.
-            pause: seconds before the next try; twice as many after each.
+            insists: call it again while the store is away.
+
+        Returns:
+            Whether it was called by then. Else it will be; what it raises is logged.
         """
+        call = _Call(function, insists)
+        if threading.current_thread() is self._thread:
+            self._carry_out(call)  # nobody else would do it while this waits
+            return True
+        stuck = self._given_up is not None and not self._given_up.tried.is_set()
+        if not self._add(call) or stuck or patience <= 0:
+            return False
+        if call.tried.wait(patience):
+            return True
+        self._given_up = call
+        return False
 
-        def attempt() -> None:
-            try:
-                function()
-            except StoreError:
-                if tries <= 1:
-                    raise
-                self.insist(function, tries - 1, pause * 2)
+    def insist(self, function: Callable[[], object]) -> bool:
+        """Have ``function`` called in a moment, and again until the store has taken it.
 
-        self._add(self._clock() + pause, attempt, threading.Event())
+        It is called once more when the process ends. Over :data:`ENDS_WAITING` nothing is taken:
+        False, and how many were dropped is said once the store has taken the others.
+        """
+        return self._add(_Call(function, insists=True, at=self._clock() + FIRST_PAUSE))
 
-    def _add(self, at: float, function: Callable[[], object], done: threading.Event) -> None:
+    def mirror(self, mirrors: Mirrors) -> None:
+        """Show in a thread of its own what ``mirrors`` says, while it is watched.
+
+        A result backend that does not answer holds up other results only: no record.
+        """
         with self._wake:
-            self._calls.append((at, function, done))
+            if mirrors in self._mirrored:
+                return
+            self._mirrored.add(mirrors)
+            if not self.aside(partial(self._show, mirrors)):
+                self._mirrored.discard(mirrors)
+
+    def aside(self, function: Callable[[], object]) -> bool:
+        """Have ``function``, which asks a result backend, called in a thread for such calls only.
+
+        Returns:
+            False: it will not be called, for too many wait.
+        """
+        return self._mirrors.tell(function)
+
+    def _show(self, mirrors: Mirrors) -> None:
+        with self._wake:
+            self._mirrored.discard(mirrors)
+            if mirrors not in self._watched:
+                return
+            self._showing = mirrors
+        began = time.thread_time()
+        try:
+            mirrors.mirror()
+        finally:
+            spent = time.thread_time() - began
+            with self._wake:
+                self._showing = None
+                if mirrors in self._watched:
+                    self._watched[mirrors] += spent * len(self._watched) / SHARE
+                self._wake.notify_all()
+
+    def tell(self, function: Callable[[], object]) -> None:
+        """Have ``function``, a hook or receiver, called in the second thread, in order."""
+        self._teller.tell(function)
+
+    def end(self, patience: float = LAST_CHANCE) -> None:
+        """The process ends: try once more what was insisted on, for ``patience`` seconds."""
+        with self._wake:
+            self._ending = True
+            for call in self._insisted:
+                call.at = 0.0
+            self._wake.notify_all()
+            self._wake.wait_for(lambda: not self._calling and not self._due(0.0), patience)
+            left = len(self._insisted) + self._dropped.pop(ENDS, 0)
+            self._ending = False
+        if left:
+            logger.warning(
+                "%d ends are not recorded: the process ends before the store is back", left
+            )
+
+    def _add(self, call: _Call) -> bool:
+        """Have it called when it is due; False where too many wait already."""
+        with self._wake:
+            waiting, what, most = (
+                (self._insisted, ENDS, ENDS_WAITING)
+                if call.at
+                else (self._calls, "PENDING writes", WAITING)
+            )
+            if len(waiting) >= most:
+                if what not in self._dropped:
+                    logger.warning("%d %s wait for the store: no more are kept", most, what)
+                self._dropped[what] = self._dropped.get(what, 0) + 1
+                return False
+            waiting.append(call)
             self._start()
             self._wake.notify_all()
+        return True
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
-            thread = threading.Thread(target=self._run, name="statekit-flusher", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # no more threads, or the interpreter ends
-                logger.warning("progress is not written: no thread can be started", exc_info=True)
-            else:
-                self._thread = thread
+            self._thread = _started("statekit-flusher", self._run) or self._thread
 
     def _run(self) -> None:
+        this_thread.in_background = True
         while True:
             with self._wake:
                 while (pause := self._until_next()) is None or pause > 0:
+                    self._wakes_at = math.inf if pause is None else self._clock() + pause
                     self._wake.wait(pause)
-                now = self._clock()
-                calls = [call for call in self._calls if call[0] <= now]
-                self._calls = [call for call in self._calls if call[0] > now]
-                due = [reports for reports, at in self._watched.items() if at <= now]
-            for _, function, done in calls:
-                self._guarded(function)
-                done.set()
+                now, self._wakes_at = self._clock(), 0.0
+                this_thread.last_chance = self._ending
+                calls, due = self._take(now), [r for r, at in self._watched.items() if at <= now]
+                self._calling = bool(calls)
+            for call in calls:
+                self._carry_out(call)
+            with self._wake:
+                self._calling = False
+                self._say_dropped()
+                self._wake.notify_all()
             for reports in due:
                 self._flush(reports)
 
     def _until_next(self) -> float | None:
-        moments = [*self._watched.values(), *(at for at, _, _ in self._calls)]
+        if self._calls:
+            return 0.0
+        moments = [*self._watched.values(), *(call.at for call in self._insisted)]
         return min(moments) - self._clock() if moments else None
+
+    def _due(self, now: float) -> list[_Call]:
+        return [*self._calls, *(call for call in self._insisted if call.at <= now)]
+
+    def _take(self, now: float) -> list[_Call]:
+        calls = self._due(now)
+        self._calls.clear()
+        self._insisted = [call for call in self._insisted if call.at > now]
+        return calls
+
+    def _say_dropped(self) -> None:
+        if self._dropped and not self._insisted and not self._calls:
+            for what, number in self._dropped.items():
+                logger.warning("nothing waits for the store now; %d %s were dropped", number, what)
+            self._dropped.clear()
+
+    def _carry_out(self, call: _Call) -> None:
+        try:
+            call.function()
+        except (StaleAttempt, AttemptEnded) as over:
+            logger.info("%s; what was to be written late is not", over)
+        except (*AWAY, ContentionTimeout) as exc:
+            if call.insists:
+                self._put_off(call, exc)
+            else:
+                log_failure(logger, "a write in the background failed")
+        except BaseException:  # a receiver's sys.exit() must not end this thread
+            logger.exception("a write in the background failed")
+        finally:
+            call.tried.set()
+
+    def _put_off(self, call: _Call, exc: Exception) -> None:
+        again = exc.again if isinstance(exc, StoreUnavailable) else None
+        call.pause = min(call.pause * 2, LONGEST_PAUSE)
+        call.at = self._clock() + (call.pause if again is None else again)
+        self._add(call)
 
     def _flush(self, reports: Reports) -> None:
         with self._wake:
@@ -141,7 +313,7 @@ class Flusher:
         began = time.thread_time()
         told = None
         try:
-            told = self._guarded(reports.flush)
+            told = _guarded(reports.flush)
         finally:
             spent = time.thread_time() - began
             with self._wake:
@@ -150,18 +322,57 @@ class Flusher:
                     # All runs share the budget: many runs are each written less often.
                     pause = max(reports.interval, spent * len(self._watched) / SHARE)
                     self._watched[reports] = self._clock() + pause
+                if callable(told):
+                    self.tell(told)
                 self._wake.notify_all()
-        if callable(told):
-            # After the write was let go: who hears of it may take long, and holds up no run.
-            self._guarded(told)
 
-    def _guarded(self, function: Callable[[], object]) -> object:
+
+class _Teller:
+    """Another thread: makes one call after the other, and none where it is too slow."""
+
+    def __init__(self, name: str, slow: str) -> None:
+        self._name = name
+        self._slow = slow
+        self._queue: queue.Queue[Callable[[], object]] = queue.Queue(WAITING)
+        self._thread: threading.Thread | None = None
+        self._full = False
+
+    def tell(self, function: Callable[[], object]) -> bool:
+        """Call it later; False: not at all, for too many wait."""
         try:
-            return function()
-        except BaseException:
-            # Also a hook's sys.exit(): it must not end this thread.
-            logger.exception("a write in the background failed")
-            return None
+            self._queue.put_nowait(function)
+        except queue.Full:
+            if not self._full:
+                self._full = True
+                logger.warning(self._slow)
+            return False
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = _started(f"statekit-{self._name}", self._run) or self._thread
+        return True
+
+    def _run(self) -> None:
+        while True:
+            _guarded(self._queue.get())
+            self._full = self._full and not self._queue.empty()
+
+
+def _started(name: str, run: Callable[[], None]) -> threading.Thread | None:
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads, or the interpreter ends
+        logger.warning("%s is not done: no thread can be started", name, exc_info=True)
+        return None
+    return thread
+
+
+def _guarded(function: Callable[[], object]) -> object:
+    try:
+        return function()
+    except BaseException:
+        # Also a hook's sys.exit(): it must not end this thread.
+        logger.exception("a call in the background failed")
+        return None
 
 
 _flushers: dict[int, Flusher] = {}
@@ -178,3 +389,13 @@ def flusher() -> Flusher:
             # The parent's thread does not live here and its lock may be held for ever.
             _flushers.pop(other, None)
     return found
+
+
+def end_process() -> None:
+    """The process ends: what still has to be written gets its last chance."""
+    found = _flushers.get(os.getpid())
+    if found is not None:
+        found.end()
+
+
+atexit.register(end_process)

@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
+from functools import wraps
 from typing import Any, Final
 from weakref import WeakSet
 
 from celery import Celery, signals
-from celery._state import get_current_app, get_current_task
+from celery._state import _get_active_apps, get_current_task
 from celery.exceptions import NotRegistered
 
-from celery_statekit.backends import PATIENCE, error_facts, sentence
-from celery_statekit.errors import InvalidId, InvalidSetting, StatekitError, StoreNotConfigured
-from celery_statekit.flusher import flusher
+from celery_statekit.errors import (
+    InvalidId,
+    InvalidSetting,
+    StatekitError,
+    StoreNotConfigured,
+    error_facts,
+    sentence,
+)
+from celery_statekit.flusher import PATIENCE, end_process, flusher
 from celery_statekit.record import check_id
 from celery_statekit.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+#: The header that saves the run a read of its PENDING record.
+QUEUED: Final = "statekit_queued"
 
 
 class _Publisher(threading.local):
@@ -37,6 +47,24 @@ class _Publisher(threading.local):
 publisher: Final = _Publisher()
 #: The apps of this process that have stateful tasks.
 stateful_apps: WeakSet[Celery] = WeakSet()
+
+
+def take_up(app: Celery) -> None:
+    """``app`` has stateful tasks: from now on it is known which app sends a message."""
+    if app in stateful_apps:
+        return
+    stateful_apps.add(app)
+    send = app.send_task
+
+    @wraps(send)
+    def send_task(*args: Any, **options: Any) -> Any:
+        before, publisher.app = publisher.app, app
+        try:
+            return send(*args, **options)
+        finally:
+            publisher.app = before
+
+    app.send_task = send_task
 
 
 def client_of(headers: Mapping[str, Any] | None) -> str:
@@ -66,25 +94,47 @@ def _publishing(
         headers["client_id"] = client
     if properties:
         properties.pop("client_id", None)
+    headers.pop(QUEUED, None)  # a retry's is its first run's
     app = _publishing_app(sender)
     if app is None or headers.get("retries"):
         return
     publisher.id = headers["id"]
     due_at, expires_at = _moment(headers.get("eta")), _moment(headers.get("expires"))
 
+    queued: list[str] = []
+    sent = False
+
     def write() -> None:
-        Settings.of(app).tracker.queue(
-            headers["id"], sender, client_id=client, due_at=due_at, expires_at=expires_at
+        queued.append(
+            Settings.of(app).tracker.queue(
+                headers["id"],
+                sender,
+                client_id=client,
+                due_at=due_at,
+                expires_at=expires_at,
+                late=sent,
+            )
         )
 
-    _soon(write)
+    try:  # until here nobody can have run it
+        breaker = Settings.of(app).tracker.breaker
+        if breaker.refuses:
+            breaker.skip()
+        else:
+            # What finds out whether the store is back keeps no publisher waiting.
+            done = flusher().call(write, 0.0 if breaker.is_open else PATIENCE)
+            if done and queued and queued[0]:
+                headers[QUEUED] = queued[0]
+    except StatekitError:
+        logger.exception("PENDING of %s is not recorded", sender)
+    sent = True
 
 
 def not_sent(app: Celery) -> None:
     """The message that was being sent has failed to leave: it is not PENDING."""
     id, publisher.id = publisher.id, ""
     if id:
-        _soon(lambda: Settings.of(app).tracker.unqueue(id))
+        flusher().call(lambda: Settings.of(app).tracker.unqueue(id), PATIENCE, insists=True)
 
 
 @signals.worker_init.connect(weak=False, dispatch_uid="celery_statekit.init")
@@ -135,14 +185,14 @@ def _never_runs(app: Celery | None, id: Any, exc: Any) -> None:
                 meant=lambda _: False,
             )
 
-    _soon(write)
+    flusher().call(write, PATIENCE, insists=True)
 
 
-def _soon(write: Callable[[], None]) -> None:
-    try:
-        flusher().call(write, PATIENCE)
-    except StatekitError:
-        logger.exception("not recorded")
+@signals.worker_shutdown.connect(weak=False, dispatch_uid="celery_statekit.end")
+@signals.worker_process_shutdown.connect(weak=False, dispatch_uid="celery_statekit.end_process")
+def _ending(**_: Any) -> None:
+    """A pool's child ends without the interpreter's own farewell (billiard 4.3 process.py)."""
+    end_process()
 
 
 def _client_of_current_task() -> str:
@@ -152,14 +202,25 @@ def _client_of_current_task() -> str:
 
 
 def _publishing_app(name: str) -> Celery | None:
-    """The app of a stateful task that is published by its name; None if it is none of ours."""
-    current = publisher.app or get_current_app()
-    for app in (current, *stateful_apps):
+    """The app of a stateful task that is published by its name; None if it is none of ours.
+
+    An app with stateful tasks says that it is the one. Of a message that another app sends the
+    name alone is known: it is a stateful task's if no second app has a task of that name.
+    """
+    if publisher.app is not None:
         # Makes the tasks of an app that has only declared them: it is about to use them.
-        task = app.tasks.get(name)
-        if getattr(task, "is_stateful", False):
-            return app
+        knows = [publisher.app] if name in publisher.app.tasks else []
+    else:
+        knows = [app for app in _get_active_apps() if name in _tasks_of(app)]
+    if len(knows) == 1 and getattr(knows[0].tasks[name], "is_stateful", False):
+        return knows[0]
     return None
+
+
+def _tasks_of(app: Celery) -> Mapping[str, Any]:
+    # An app without stateful tasks may not want to make those it has only declared.
+    tasks: Mapping[str, Any] = app.tasks if app in stateful_apps else app._tasks  # noqa: SLF001
+    return tasks
 
 
 def _moment(text: object) -> float | None:

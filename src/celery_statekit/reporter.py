@@ -24,6 +24,7 @@ from types import GeneratorType
 from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
 
 from celery_statekit.errors import InvalidInput, InvalidProgress
+from celery_statekit.frozen import changed
 from celery_statekit.progress import (
     NOTHING,
     Progress,
@@ -107,6 +108,12 @@ class Reporter:
     def details(self) -> Mapping[str, Any]:
         """The task's own facts, as last set; a copy."""
         return dict(self._phase.shown.details)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was reported yet."""
+        phase = self._phase
+        return phase.shown is NOTHING and not phase.count and phase.track is None
 
     def update(self, n: SupportsFloat = 1) -> None:
         """Add ``n`` items to what is done."""
@@ -287,7 +294,7 @@ class Reporter:
                 eta = (1 - fraction) * total / rate / phase.share
         if fraction is not None:
             self._highest = fraction = max(self._highest, fraction)
-        return replace(
+        return changed(
             phase.shown, current=done, rate=_finite(rate), eta=_finite(eta), fraction=fraction
         )
 

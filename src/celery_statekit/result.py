@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from celery.result import AsyncResult, EagerResult, GroupResult
+from kombu.utils.encoding import bytes_to_str
 
+from celery_statekit.backends.onewrite import OneWrite
 from celery_statekit.record import Change, TaskState
 from celery_statekit.settings import Settings
 
@@ -48,6 +50,10 @@ class _Recorded(Generic[Returned]):
         Raises:
             UnknownTask: nobody knows the id for 10 seconds.
             WatchTimeout: it has not ended after ``timeout`` seconds.
+            StoreUnavailable: the store cannot be read; watching may begin again with ``after``.
+
+        The end is recorded before Celery's result is stored, unless both are one write: what the
+        task returned is asked of :meth:`get`, which waits for it, not of ``result``.
         """
         return self._watcher().watch(self.id, after=after, timeout=timeout)
 
@@ -118,10 +124,16 @@ class StatefulResult(_Recorded[Returned], AsyncResult):
         self.task_name = task_name
 
     def forget(self) -> None:
-        """Forget Celery's result and the task's record."""
+        """Forget Celery's result and, of a task that has ended, the record.
+
+        For a minute (after REVOKED for a day) the end is kept for runs and watchers that missed it.
+        The record of a task that has not ended stays, and expires a while after the end as others
+        do.
+        """
         super().forget()
-        watcher = self._watcher()
-        watcher.store.delete(watcher.key(self.id))
+        eager = self.app.conf.task_always_eager
+        if eager or not isinstance(self.backend, OneWrite):  # else that has forgotten it
+            Settings.of(self.app).tracker_of(eager=eager).forget(bytes_to_str(self.id))
 
     def _get_result(self) -> Any:
         return self._hydrated(self._get_task_meta()["result"])

@@ -6,16 +6,17 @@ beats a Django user's own value.
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import Celery
 
-from celery_statekit.errors import InvalidSetting, StoreNotConfigured, brief
+from celery_statekit.derived import derive_store
+from celery_statekit.errors import InvalidSetting, StoreNotConfigured
 from celery_statekit.plain import shown
 from celery_statekit.record import Change, Limits, TaskState
 from celery_statekit.states import ENDS, RESERVED
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "statekit_"
 _LIMITS: Final = Limits()
+#: In seconds.
+DAY: Final = 86400.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,8 @@ class Values:
 
     #: URL of the store; ``auto`` derives it from result backend and broker.
     store: str = "auto"
+    #: Seconds that one call of the store may take; a day at most.
+    store_timeout: float = 5.0
     #: First part of every key: separates apps that share a store.
     prefix: str = "statekit"
     #: Seconds between two writes of one run's progress, at least.
@@ -60,17 +65,9 @@ class Values:
         Raises:
             InvalidSetting: one is unknown, of the wrong type or out of range.
         """
-        names = [field.name for field in fields(cls)]
-        for key in app.conf:
-            name = str(key).lower().partition(PREFIX)
-            if name[0] in ("", "celery_") and name[1] and name[2] not in names:
-                import difflib  # noqa: PLC0415 - for the message only
-
-                near = difflib.get_close_matches(name[2], names, n=1)
-                hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
-                allowed = ", ".join(PREFIX + known for known in names)
-                raise InvalidSetting(f"unknown setting{hint}", PREFIX + name[2], key, allowed)
-        read = {name: app.conf.get(PREFIX + name) for name in names}
+        for fault in cls.faults(app):
+            raise fault
+        read = {field.name: app.conf.get(PREFIX + field.name) for field in fields(cls)}
         return cls(
             **{
                 name: _RULES[name](PREFIX + name, value)
@@ -79,12 +76,56 @@ class Values:
             }
         )
 
+    @classmethod
+    def faults(cls, app: Celery) -> Iterator[InvalidSetting]:
+        """Every one of them that cannot be obeyed."""
+        names = [field.name for field in fields(cls)]
+        spaces = {"", "celery_", f"{app.namespace or ''}_".lower()}
+        for key in app.conf:
+            space, found, name = str(key).lower().partition(PREFIX)
+            if not found or space not in spaces:
+                continue
+            if name not in names:
+                yield _unknown(str(key), name, names)
+            elif app.conf.get(PREFIX + name, ...) is ...:
+                # Celery looks for lower case, or behind its own namespace (app/base.py:536).
+                allowed = f"{app.namespace}_{PREFIX}{name}".upper() if app.namespace else ""
+                allowed = f"{PREFIX}{name}" + (f", or {allowed}" if allowed else "")
+                yield InvalidSetting("setting that Celery does not read", str(key), key, allowed)
+        for name in names:
+            value = app.conf.get(PREFIX + name)
+            try:
+                _ = value is None or _RULES[name](PREFIX + name, value)
+            except InvalidSetting as exc:
+                yield exc
 
-def _seconds(path: str, value: object) -> float:
+
+def _unknown(key: str, name: str, names: list[str]) -> InvalidSetting:
+    import difflib  # noqa: PLC0415 - for the message only
+
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
+    allowed = ", ".join(PREFIX + known for known in names)
+    return InvalidSetting(f"unknown setting{hint}", PREFIX + name, key, allowed)
+
+
+def check_seconds(path: str, value: object) -> float:
+    """Return ``value`` if it is a duration in seconds.
+
+    Raises:
+        InvalidSetting: it is no finite number over 0.
+    """
     number = value if isinstance(value, (int, float)) and not isinstance(value, bool) else 0
     if not 0 < number <= sys.float_info.max:
         raise InvalidSetting("no duration", path, value, "seconds, a finite number over 0")
     return float(number)
+
+
+def _timeout(path: str, value: object) -> float:
+    seconds = check_seconds(path, value)
+    if seconds > DAY:
+        raise InvalidSetting("timeout too long", path, value, "seconds, over 0 and at most a day")
+    return seconds
 
 
 def _amount(path: str, value: object) -> int:
@@ -133,14 +174,15 @@ def _url(path: str, value: object) -> str:
 
 _RULES: Final[dict[str, Callable[[str, object], Any]]] = {
     "store": _url,
+    "store_timeout": _timeout,
     "prefix": check_prefix,
-    "progress_interval": _seconds,
+    "progress_interval": check_seconds,
     "record_bytes": _amount,
     "message_bytes": _amount,
     "history": _amount,
     "strict": _flag,
     "status": _status,
-    "update_deadline": _seconds,
+    "update_deadline": check_seconds,
 }
 
 
@@ -181,8 +223,9 @@ class Settings:
             message_bytes=values.message_bytes,
             history_changes=values.history,
         )
-        url = derive_store(self._app) if values.store == "auto" else values.store
-        return open_store(url, limits=limits)
+        if values.store == "auto":
+            return derive_store(self._app, limits, values.store_timeout)
+        return open_store(values.store, limits=limits, timeout=values.store_timeout)
 
     @cached_property
     def tracker(self) -> Tracker:
@@ -190,7 +233,7 @@ class Settings:
         return Tracker(
             self.store,
             prefix=self.values.prefix,
-            expires=self._expires(),
+            expires=expires_after(self._app),
             observe=self._observe,
         )
 
@@ -222,13 +265,6 @@ class Settings:
 
         return Watcher(store, prefix=self.values.prefix, ask=self._ask)
 
-    def _expires(self) -> float | None:
-        expires = self._app.conf.result_expires
-        if expires is None:
-            return None
-        seconds = expires.total_seconds() if hasattr(expires, "total_seconds") else float(expires)
-        return seconds or None
-
     def _observe(self, change: Change) -> None:
         task = self._app.tasks.get(change.task)
         hook = getattr(task, "on_state_change", None)
@@ -237,6 +273,23 @@ class Settings:
 
     def _ask(self, id: str) -> TaskState:
         return celery_state(self._app, id)
+
+
+def expires_after(app: Celery) -> float | None:
+    """Seconds for which Celery keeps results; None: for ever.
+
+    Raises:
+        InvalidSetting: ``result_expires`` is no duration.
+    """
+    given = app.conf.result_expires
+    try:
+        seconds = given.total_seconds() if isinstance(given, timedelta) else float(given or 0)
+    except (TypeError, ValueError, OverflowError):
+        seconds = -1.0
+    if not 0 <= seconds <= sys.float_info.max:
+        allowed = "seconds, a timedelta, or None for ever"
+        raise InvalidSetting("no duration", "result_expires", given, allowed)
+    return seconds or None
 
 
 def unwrapped(app: Celery) -> Celery:
@@ -271,37 +324,3 @@ def celery_state(app: Celery, id: str) -> TaskState:
         final=status in ENDS,
         source="celery",
     )
-
-
-def derive_store(app: Celery) -> str:
-    """The URL of the store beside the app's result backend or broker.
-
-    Raises:
-        StoreNotConfigured: every process would have to guess.
-    """
-    conf = app.conf
-    backend, broker = str(conf.result_backend or ""), str(conf.broker_url or "")
-    for url in (backend, broker):
-        scheme, _, rest = url.partition(":")
-        if scheme in ("db+sqlite", "sqla+sqlite", "sqlalchemy+sqlite") and len(rest) > len("///"):
-            return f"sqlite:{rest.partition('?')[0]}.statekit"
-    if broker.startswith("filesystem:"):
-        folder = (conf.broker_transport_options or {}).get("data_folder_in", "data_in")
-        return f"sqlite:///{str(folder).rstrip('/')}.statekit"
-    if broker.startswith("memory:") or (conf.task_always_eager and not broker):
-        return f"memory://{re.sub(r'[^A-Za-z0-9_.-]', '_', str(app.main or ''))}"
-    raise StoreNotConfigured(
-        "statekit_store",
-        f"no store follows from result_backend {brief(_host(backend))} and broker_url "
-        f"{brief(_host(broker))}; set it, for example "
-        'app.conf.statekit_store = "sqlite:////var/lib/shop/states.db" '
-        "(one file for all processes of one machine)",
-    )
-
-
-def _host(url: object) -> str:
-    """What may be shown of a URL: not its password."""
-    scheme, colon, rest = str(url or "").partition(":")
-    if "@" in scheme:
-        return "..."
-    return f"{scheme}:{'//' if rest.startswith('//') else ''}..." if colon else scheme

@@ -1,4 +1,4 @@
-"""Signals: Celery's own ``Signal`` class, one frozen payload each, sent after the write.
+"""Signals: Celery's own ``Signal`` class, one immutable payload each, sent after the write.
 
 The sender is the task's registered name (for ``client_changed`` the client's kind), so that
 ``state_changed.connect(receiver, sender="shop.import_orders")`` filters. A receiver's exception
@@ -13,7 +13,8 @@ progress in the flusher's thread of the process that runs the task.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import FrozenInstanceError
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from celery.utils.dispatch import Signal
 
@@ -21,9 +22,45 @@ from celery_statekit.errors import IllegalTransition
 from celery_statekit.progress import Progress
 from celery_statekit.record import Change
 
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+else:
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Progressed:
+    def dataclass(**_: bool) -> Any:
+        """Leave the class as it is, with what :class:`_Payload` has of a frozen dataclass.
+
+        To generate the methods of one takes longer than to import this file.
+        """
+        return lambda made: made
+
+
+class _Payload:
+    if not TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None:
+            if fields.keys() != self.__annotations__.keys():
+                raise TypeError(f"{type(self).__name__} takes {', '.join(self.__annotations__)}")
+            vars(self).update((name, fields[name]) for name in self.__annotations__)
+
+        def __setattr__(self, name: str, value: Any) -> NoReturn:
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+
+        def __delattr__(self, name: str) -> NoReturn:
+            raise FrozenInstanceError(f"cannot delete field {name!r}")
+
+    def __eq__(self, other: object) -> bool:
+        return vars(self) == vars(other) if type(other) is type(self) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(vars(self).values()))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({fields})"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Progressed(_Payload):
     """The payload of ``progressed``: a progress that was written."""
 
     task: str
@@ -33,8 +70,8 @@ class Progressed:
     progress: Progress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Refused(_Payload):
     """The payload of ``transition_refused``: a move that was not made."""
 
     task: str
@@ -43,8 +80,8 @@ class Refused:
     error: IllegalTransition
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fenced:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Fenced(_Payload):
     """The payload of ``attempt_fenced``: a write of a run that is no longer the current one."""
 
     task: str
@@ -57,8 +94,8 @@ class Fenced:
     wanted: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ClientChanged:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class ClientChanged(_Payload):
     """The payload of ``client_changed``: a client's record that was written or deleted."""
 
     kind: str

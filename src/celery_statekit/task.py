@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from datetime import datetime
 from enum import Enum
 from functools import partial, wraps
@@ -22,7 +23,8 @@ from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.nodenames import gethostname
 
 from celery_statekit import reporter
-from celery_statekit.backends import GuardedBackend, error_facts, sentence
+from celery_statekit.backends import GuardedBackend
+from celery_statekit.breaker import log_failure
 from celery_statekit.errors import (
     AttemptEnded,
     InvalidInput,
@@ -32,9 +34,12 @@ from celery_statekit.errors import (
     StaleAttempt,
     StatekitError,
     StoreError,
+    error_facts,
+    sentence,
 )
 from celery_statekit.flusher import flusher
-from celery_statekit.listeners import client_of, not_sent, publisher, stateful_apps
+from celery_statekit.frozen import changed
+from celery_statekit.listeners import QUEUED, client_of, not_sent, publisher, take_up
 from celery_statekit.progress import Progress, check_nesting
 from celery_statekit.record import REPLACED, Change, TaskState, check_id
 from celery_statekit.report import Report
@@ -42,7 +47,7 @@ from celery_statekit.reporter import Reporter
 from celery_statekit.result import StatefulEagerResult, StatefulGroupResult, StatefulResult
 from celery_statekit.settings import Settings, unwrapped
 from celery_statekit.states import RESERVED, Flow, task_flow
-from celery_statekit.tracker import Attempt, Tracker
+from celery_statekit.tracker import Attempt, BesideOf, Tracker
 
 if TYPE_CHECKING:
     # Imported where they are used: a task without clients does not pay for them.
@@ -74,7 +79,7 @@ class StatefulTask(Task):
     #: False for Celery's own tasks, of which no record is kept.
     is_stateful: ClassVar[bool] = False
     #: Whether Celery would have stored STARTED; it would do so before any hook, over a live run.
-    _shows_started: ClassVar[bool] = False
+    shows_started: ClassVar[bool] = False
     #: Whether a base class between this one and Celery's has a ``__call__`` of its own.
     _calls_super: ClassVar[bool] = False
 
@@ -91,15 +96,27 @@ class StatefulTask(Task):
         if not cls.is_stateful:
             return
         if cls.track_started:
-            cls._shows_started, cls.track_started = True, False
+            cls.shows_started, cls.track_started = True, False
+        cls._take_backend()
         cls._take_call()
         above = cls.__mro__[cls.__mro__.index(StatefulTask) + 1 : cls.__mro__.index(Task)]
         cls._calls_super = any("__call__" in vars(base) for base in above)
         cls._hydration = _hydration_of(cls)
         app = unwrapped(app)
-        stateful_apps.add(app)
+        take_up(app)
         if not issubclass(app.GroupResult, StatefulGroupResult):
             app.GroupResult = app.subclass_with_self(StatefulGroupResult, name="GroupResult")
+
+    @classmethod
+    def _take_backend(cls) -> None:
+        """Guard the ``backend=`` of a task, or of a base class, in place of the app's."""
+        ours = vars(StatefulTask)["backend"]
+        for base in cls.__mro__[: cls.__mro__.index(Task)]:
+            given = vars(base).get("backend", ours)
+            if isinstance(given, property):
+                continue
+            cls._backend, cls.backend = given, ours  # type: ignore[method-assign]
+            return
 
     @classmethod
     def _take_call(cls) -> None:
@@ -133,13 +150,19 @@ class StatefulTask(Task):
             StoreError: it could not be written; nothing was changed.
             NotRunning: no run of this task is going on in this thread.
         """
-        attempt = self._attempt("enter")
-        entered = attempt.enter(self._flow.name_of(state), reason=reason, detail=detail)
-        report = self._report()
-        if report is not None:
-            report.show(None)
-            flusher().hurry(report)
-        return entered
+        attempt, report = self._attempt("enter"), self._report()
+        name = self._flow.name_of(state)
+        if report is None:
+            return _handed_out(attempt.enter(name, reason=reason, detail=detail))
+        at_once = report.shows_at_once
+        beside = report.to_store(report.entering) if at_once else None
+        entered = attempt.enter(name, reason=reason, detail=detail, beside=beside)
+        report.show(None)
+        if at_once:
+            report.rest()
+            if beside is None:
+                flusher().hurry(report)
+        return _handed_out(entered)
 
     @property
     def next_states(self) -> tuple[str, ...]:
@@ -149,7 +172,7 @@ class StatefulTask(Task):
     @property
     def task_state(self) -> TaskState:
         """The running task's state, as this run last wrote it."""
-        return self._attempt("task_state").state
+        return _handed_out(self._attempt("task_state").state)
 
     @property
     def progress(self) -> Reporter:
@@ -189,7 +212,7 @@ class StatefulTask(Task):
         """Called with each change of this task after it was written, where it was written."""
 
     def on_progress(self, progress: Progress) -> None:
-        """Called with each progress after it was written, in the flusher's thread."""
+        """Called with each progress after it was written, in a thread that runs such calls only."""
 
     def update_state(
         self,
@@ -217,16 +240,18 @@ class StatefulTask(Task):
             return
         attempt = self._attempt("update_state")
         details = _as_details(meta, Settings.of(self.app).values.record_bytes)
-        report = self._report()
+        report, entered = self._report(), False
         if isinstance(state, str) and state in _CELERY_STATES:
             self._celery_state(state, meta, report)
         elif state not in (None, "PROGRESS", attempt.state.state):
             attempt.enter(self._flow.name_of(state), detail=details)
-            if report is not None:
-                flusher().hurry(report)
+            entered = True
         _take_meta(attempt.reporter, details)
         if report is not None:
             report.show(meta)
+            if entered and report.shows_at_once:
+                report.rest()
+                flusher().hurry(report)
 
     def _celery_state(self, state: str, meta: Any, report: Report | None) -> None:
         strict = Settings.of(self.app).values.strict
@@ -275,7 +300,18 @@ class StatefulTask(Task):
         return getattr(self.request_stack.top, "statekit_report", None)
 
     def _execute(self, own: Callable[..., Any] | None, args: Any, kwargs: Any) -> Any:
-        attempt, report = self._begin(self.request_stack.top)
+        request = self.request_stack.top
+        try:
+            return self._carry_out(request, own, args, kwargs)
+        except AttemptEnded as ended:
+            if ended.id == request.id:
+                self._guarded.tell_standing(request)
+            raise
+
+    def _carry_out(
+        self, request: Any, own: Callable[..., Any] | None, args: Any, kwargs: Any
+    ) -> Any:
+        attempt, report = self._begin(request)
         try:
             if self._hydration is not None and not self._hydration.idle:
                 args, kwargs = self._hydration.arguments(args, kwargs)
@@ -289,13 +325,24 @@ class StatefulTask(Task):
         flusher().forget(report)
         attempt.reporter.close()
         if not report.replaced and not report.retried:
-            try:
-                attempt.confirm()
-            except (StaleAttempt, AttemptEnded):
-                raise
-            except StatekitError:
-                logger.warning("the fence of %s was not checked", report, exc_info=True)
+            self._check_fence(request, attempt, report, returned)
         return returned
+
+    def _check_fence(self, request: Any, attempt: Attempt, report: Report, returned: Any) -> None:
+        """The run has returned: nothing of it leaves if it is no longer the current one.
+
+        Links and the next step of a chain are published before the end is stored (celery 5.7
+        app/trace.py:599). Where there are none, to write the end is to check the fence.
+        """
+        if not request.is_eager and not request.callbacks and not request.chain:
+            self._guarded.end_run(request, returned)
+            return
+        try:
+            attempt.confirm()
+        except (StaleAttempt, AttemptEnded):
+            raise
+        except StatekitError:
+            log_failure(logger, "the fence of %s was not checked", report)
 
     def _run(self, report: Report, args: Any, kwargs: Any) -> Any:
         report.entered = True
@@ -315,17 +362,20 @@ class StatefulTask(Task):
             self._flow,
             worker=f"{request.hostname or gethostname()}:{os.getpid()}",
             client_id=client_of(request.headers),
+            queued=(request.headers or {}).get(QUEUED),
         )
         report = Report(self, request, attempt, settings)
+        to_store = report.to_store(report.beginning)
         try:
-            attempt.claim()
+            attempt.claim(to_store)
         except AttemptEnded as ended:
             logger.info("%s; this delivery does nothing", ended)
             raise
         except StatekitError:
-            logger.exception("the start of %s is not recorded", report)
+            to_store = None
+            log_failure(logger, "the start of %s is not recorded", report)
         request.statekit, request.statekit_report = attempt, report
-        if self._shows_started:
+        if self.shows_started and to_store is None:
             report.mirror_started()
         flusher().watch(report)
         return attempt, report
@@ -342,7 +392,9 @@ class StatefulTask(Task):
             logger.debug("a stale run left", exc_info=True)
             return over
         except StatekitError:
-            logger.exception("the outcome of %s is not recorded", report)
+            log_failure(logger, "the outcome of %s is not recorded", report)
+            if isinstance(exc, (Retry, Reject, Ignore)):
+                flusher().insist(partial(self._record_leaving, attempt, report, exc))
         else:
             report.close()
         return None
@@ -359,7 +411,7 @@ class StatefulTask(Task):
         elif isinstance(exc, Ignore):
             if report.reported:
                 report.end_as_reported()
-            elif attempt.state.state != "IGNORED":
+            elif attempt.state.state != "IGNORED" and not report.replaced:
                 report.flush()
                 attempt.leave("IGNORED", reason=str(exc) if exc.args else "")
         elif not isinstance(exc, Exception):
@@ -388,7 +440,7 @@ class StatefulTask(Task):
             try:
                 report.attempt.leave("IGNORED", reason=f"{REPLACED}{sig.task}")
             except (StoreError, InvalidInput):
-                logger.exception("IGNORED of %s is not recorded", report)
+                log_failure(logger, "IGNORED of %s is not recorded", report)
             report.replaced = True
         return super().on_replace(sig)
 
@@ -406,22 +458,28 @@ class StatefulTask(Task):
         eta, countdown = options.get("eta"), options.get("countdown")
         report.retried = True
         flusher().forget(report)
+        beside = report.to_store(partial(report.retrying, report.cause))
         try:
             due_at = _due_at(countdown if eta is None else eta)
-            self._leave_for_retry(report.attempt, report.cause, due_at)
-            report.mirror_retry(report.cause)
+            self._leave_for_retry(report.attempt, report.cause, due_at, beside)
+            if beside is None:
+                report.mirror_retry(report.cause)
         except (StaleAttempt, AttemptEnded) as over:
             logger.warning("%s; its retry is not sent", over)
             return False
         except StatekitError:
-            logger.exception("RETRY of %s is not recorded", report)
+            log_failure(logger, "RETRY of %s is not recorded", report)
         return True
 
     def _leave_for_retry(
-        self, attempt: Attempt, cause: BaseException | None, due_at: float | None
+        self,
+        attempt: Attempt,
+        cause: BaseException | None,
+        due_at: float | None,
+        beside: BesideOf | None = None,
     ) -> None:
-        error = error_facts(cause) if cause else None
-        attempt.leave("RETRY", reason=sentence(cause) if cause else "", error=error, due_at=due_at)
+        reason, error = (sentence(cause), error_facts(cause)) if cause else ("", None)
+        attempt.leave("RETRY", reason=reason, error=error, due_at=due_at, beside=beside)
 
     def _attempt(self, call: str) -> Attempt:
         request = self.request_stack.top
@@ -497,7 +555,7 @@ class StatefulTask(Task):
     @property
     def backend(self) -> Any:
         """The result backend, guarded: an end is recorded before it is stored."""
-        return GuardedBackend(self.own_backend, self) if self.is_stateful else self.own_backend
+        return self._guarded if self.is_stateful else self.own_backend
 
     @backend.setter
     def backend(self, value: Any) -> None:
@@ -508,6 +566,10 @@ class StatefulTask(Task):
         """The result backend itself."""
         return super().backend
 
+    @property
+    def _guarded(self) -> GuardedBackend:
+        return GuardedBackend(self.own_backend, self)
+
 
 def _hydration_of(task: type[StatefulTask]) -> Hydration | None:
     run = inspect.unwrap(task.run)
@@ -517,6 +579,11 @@ def _hydration_of(task: type[StatefulTask]) -> Hydration | None:
 
     static = isinstance(inspect.getattr_static(task, "run"), staticmethod)
     return Hydration.of(task.run, bound=not static)
+
+
+def _handed_out(state: TaskState) -> TaskState:
+    """``state``, whose fields of a newer release the caller may change without changing ours."""
+    return changed(state, extra=deepcopy(state.extra) if state.extra else {})
 
 
 def _with_client(options: dict[str, Any], client_id: str) -> dict[str, Any]:

@@ -7,34 +7,48 @@ the state as read, what becomes of it; the store says whether anybody else was q
 from __future__ import annotations
 
 import logging
-import random
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, TypeAlias
+import zlib
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias
 
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.dispatch import Signal
 
 from celery_statekit import signals
+from celery_statekit.breaker import Breaker
+from celery_statekit.chance import chance
 from celery_statekit.errors import (
-    AmbiguousWrite,
     AttemptEnded,
     ContentionTimeout,
+    CorruptRecord,
     IllegalTransition,
     InvalidInput,
     PayloadTooLarge,
     StaleAttempt,
-    StoreError,
-    StoreUnavailable,
+    StateRegressed,
+    StoreFull,
     brief,
 )
-from celery_statekit.progress import Progress, check_nesting
-from celery_statekit.record import Change, Record, TaskState, cut_text, dump_json, task_key
+from celery_statekit.frozen import changed
+from celery_statekit.progress import NOTHING, Progress, check_nesting
+from celery_statekit.record import (
+    FORGOTTEN,
+    FORMAT,
+    Change,
+    Record,
+    TaskState,
+    cut_text,
+    dump_json,
+    task_key,
+)
 from celery_statekit.reporter import Reporter
+from celery_statekit.settling import write_settled
 from celery_statekit.states import ENDS, WAITING, Flow
-from celery_statekit.stores.base import Store
+from celery_statekit.stores.base import Beside, Labels, Store
 
 logger = logging.getLogger(__name__)
 
@@ -44,20 +58,50 @@ DEADLINE: Final = 5.0
 #: Begins the reason of a run whose process is ending.
 LEAVING: Final = "its process is ending: "
 
-#: How often a write whose reply is lost is repeated.
-TRIES: Final = 10
+#: Copied and filled: that is faster than to make one.
+_NO_CHANGE: Final = Change(number=0, version=0, from_state="", to_state="", at=0.0)
+_NOBODY: Final = TaskState(id="")
+_QUEUED_RECORD: Final = Record(key="", version=1, incarnation="", document={})
+
+#: Shape, incarnation, id of the write and time of a PENDING record, as a message says them.
+_QUEUED: Final = re.compile(
+    r"(\d{1,3}:[0-9a-f]{8}) ([0-9a-f]{8}) ([0-9a-f]{8}) (\d{1,10}\.\d{1,6})", re.ASCII
+)
+
+#: How many ids of its latest writes a task's record keeps: few write it at a time.
+KEPT: Final = 4
+
+#: Seconds for which an end is kept that was forgotten.
+FORGOTTEN_KEPT: Final = 60.0
+#: The same of a run that was revoked: a pool of threads cannot end it, and it may go on.
+REVOKED_KEPT: Final = 86400.0
 
 #: What became of a report from outside the run.
 Outcome: TypeAlias = Literal["moved", "ended", "another run"]
 
+#: What Celery keeps of a task in the state that is about to be written; None: nothing. Only of a
+#: store that can write it beside the record.
+BesideOf: TypeAlias = Callable[[TaskState], Beside | None]
 
-@dataclass(frozen=True, slots=True)
-class _Written:
+
+class _Written(NamedTuple):
     """What a commit left behind."""
 
     record: Record
     state: TaskState
     change: Change | None
+
+    def is_lost(self, found: Record | None) -> bool:
+        """Whether ``found``, read later, is from before this: the store went back.
+
+        Nobody deletes the record of a live run, and the numbers of a task's runs only grow.
+        """
+        if found is None or found.follows(self.record) is False:
+            return True
+        if found.incarnation == self.record.incarnation:
+            return False
+        state = TaskState.from_record(found)
+        return not state.final and state.attempt <= self.state.attempt
 
 
 class Tracker:
@@ -68,7 +112,7 @@ class Tracker:
         prefix: first part of every key.
         expires: seconds for which an ended task's record is kept; None: for ever.
         observe: called with every change after it was written (the task class's hook).
-        now: the writer's clock in epoch seconds, for what people read.
+        now: the writer's clock in epoch seconds, for what people read; kept to the microsecond.
         silent: send no signal (a task that is called directly leaves no trace).
     """
 
@@ -83,16 +127,19 @@ class Tracker:
         silent: bool = False,
     ) -> None:
         self.store = store
+        #: What keeps a store that is away from holding up runs and publishers.
+        self.breaker = Breaker(store.name)
         self.prefix = prefix
         self.expires = expires
         self.observe = observe
-        self.now = now
+        self.now: Callable[[], float] = lambda: round(now(), 6)
         self._silent = silent
 
     def read(self, id: str) -> TaskState:
-        """The task's state as recorded; ``source="nobody"`` where there is no record."""
+        """The task's state as recorded; ``source="nobody"`` where there is none, or none any more."""
         record = self.store.read(self.key(id))
-        return TaskState(id=id) if record is None else TaskState.from_record(record)
+        state = TaskState(id=id) if record is None else TaskState.from_record(record)
+        return TaskState(id=id) if state.forgotten else state
 
     def key(self, id: str) -> str:
         """The key of the task's record."""
@@ -108,15 +155,23 @@ class Tracker:
         client_id: str = "",
         due_at: float | None = None,
         expires_at: float | None = None,
-    ) -> None:
+        late: bool = False,
+    ) -> str:
         """A message of the task was published: PENDING, unless it is known already.
+
+        ``late`` says that it was sent before this: a run may have begun, and even been forgotten.
 
         The record lives until the later of ``due_at`` and ``expires_at`` plus the time that ends
         are kept, so that purged and lost messages leave nothing for ever.
+
+        Returns:
+            What saves the run that is told of it a read; "" where the task is known already.
         """
 
         def decide(state: TaskState) -> TaskState | None:
-            if state.final:
+            if state.forgotten and not late:
+                state = changed(_NOBODY, id=id, attempt=state.attempt)
+            if state.final and not late:
                 logger.warning(
                     "%s[%s] was sent again after its end (%s): it will not run",
                     task,
@@ -125,23 +180,63 @@ class Tracker:
                 )
             if state.known:
                 return None
-            return replace(
+            return changed(
                 state,
                 task=task,
                 state="PENDING",
                 client_id=client_id,
-                due_at=due_at,
+                due_at=_to_microseconds(due_at),
                 queued_at=self.now(),
             )
 
         ahead = max(due_at or 0.0, expires_at or 0.0) - self.now()
-        self._commit(id, decide, ttl=self._after(ahead))
+        written = self._commit(id, decide, ttl=self._after(ahead), fresh=True)
+        record, state = written.record, written.state
+        if written.change is None or state.queued_at is None or record.version > 1:
+            return ""
+        shape = _shape(record.document)
+        return f"{shape} {record.incarnation} {record.writes[-1]} {state.queued_at!r}"
 
     def unqueue(self, id: str) -> None:
         """The message was not sent after all: the record goes, unless a run has begun."""
-        state = self.read(id)
-        if state.state == "PENDING" and state.changes == 1:
-            self.store.delete(self.key(id))
+
+        def write() -> None:
+            record = self.store.read(self.key(id))
+            state = None if record is None else TaskState.from_record(record)
+            if record and state and state.state == "PENDING" and state.changes == 1:
+                # No deletion: it would also take what a run has written since it was read.
+                self.store.write(record.next(record.document), expect=record, ttl=0.0)
+
+        self.breaker.call(write, reads=True)
+
+    def forget(self, id: str) -> None:
+        """The record of a task that has ended goes soon; that of another is still needed.
+
+        It stays for :data:`FORGOTTEN_KEPT` seconds, after REVOKED for :data:`REVOKED_KEPT`, or as
+        long as ends are kept if that is shorter: a run that still lives, a PENDING that comes late
+        and who watches have to find it. A task that is sent again with its id begins anew.
+        """
+        key = self.key(id)
+        try:
+            record = self.store.read(key)
+            state = None if record is None else TaskState.from_record(record)
+        except CorruptRecord:
+            self.store.delete(key)
+            return
+        if record is None or state is None or not state.final or state.forgotten:
+            return
+        ttl = REVOKED_KEPT if state.state == "REVOKED" and state.attempt else FORGOTTEN_KEPT
+        if self.expires is not None:
+            ttl = min(ttl, self.expires)
+        try:
+            self.store.write(
+                record.next({**record.document, FORGOTTEN: True}, kept=KEPT),
+                expect=record,
+                ttl=ttl,
+                labels=Labels(state.state, state.client_id),
+            )
+        except StoreFull:
+            self.store.delete(key)
 
     def attempt(
         self,
@@ -151,10 +246,37 @@ class Tracker:
         *,
         worker: str = "",
         client_id: str = "",
+        queued: object = "",
     ) -> Attempt:
-        """A run of the task that is about to begin; nothing is written before it is claimed."""
-        state = TaskState(id=id, task=task, worker=worker, client_id=client_id)
-        return Attempt(self, flow, state)
+        """A run of the task that is about to begin; nothing is written before it is claimed.
+
+        Args:
+            queued: what :meth:`queue` has returned, where the message says it. It is a guess: a
+                task that has moved since is read.
+        """
+        state = changed(_NOBODY, id=id, task=task, worker=worker, client_id=client_id)
+        return Attempt(self, flow, state, self._as_queued(state, queued))
+
+    def _as_queued(self, state: TaskState, queued: object) -> _Written | None:
+        found = isinstance(queued, str) and _QUEUED.fullmatch(queued)
+        if not found:
+            return None
+        shape, incarnation, write, at = found.groups()
+        pending = changed(
+            state,
+            state="PENDING",
+            worker="",
+            version=1,
+            queued_at=float(at),
+            updated_at=float(at),
+            changes=1,
+            source="record",
+        )
+        key = self.key(state.id)
+        if shape != _shape(pending.to_document(key)):
+            return None  # another release has written it, or more is known of it
+        record = changed(_QUEUED_RECORD, key=key, incarnation=incarnation, writes=(write,))
+        return _Written(record, pending, None)
 
     def end_from_outside(
         self,
@@ -165,11 +287,13 @@ class Tracker:
         reason: str,
         error: Mapping[str, str] | None = None,
         meant: Callable[[TaskState], bool] | None = None,
+        beside: BesideOf | None = None,
     ) -> Outcome:
         """Somebody other than the run says how it went: FAILURE, REVOKED, RETRY, REJECTED.
 
         Args:
             meant: given the state of a task that runs; False: another run is meant.
+            beside: what Celery keeps of it, written together with the record.
         """
         outcome: Outcome = "moved"
 
@@ -183,11 +307,11 @@ class Tracker:
                 outcome = "ended"
             else:
                 outcome = "moved"
-                state = replace(state, task=state.task or task)
+                state = changed(state, task=state.task or task)
                 return self._resting_or_ended(state, to_state, reason, error, None)
             return None
 
-        self._commit(id, decide, ttl=self._after(0.0))
+        self._commit(id, decide, ttl=self._after(0.0), beside=beside)
         return outcome
 
     # --- the write --------------------------------------------------------------------------
@@ -205,12 +329,12 @@ class Tracker:
     ) -> TaskState:
         final = to_state in ENDS
         limit = self.store.limits.message_bytes
-        return replace(
+        return changed(
             state,
             state=to_state,
             reason=cut_text(reason, limit),
             error=error and {name: cut_text(text, limit) for name, text in error.items()},
-            due_at=due_at,
+            due_at=_to_microseconds(due_at),
             ended_at=self.now() if final else None,
             final=final,
         )
@@ -220,55 +344,115 @@ class Tracker:
         id: str,
         decide: Callable[[TaskState], TaskState | None],
         *,
-        held: Record | None = None,
+        held: _Written | None = None,
+        guess: _Written | None = None,
+        fresh: bool = False,
         ttl: float | None = None,
         detail: Mapping[str, Any] | None = None,
+        beside: BesideOf | None = None,
+        urgent: bool = False,
+        regressed: Callable[[_Written, Record | None], None] | None = None,
+    ) -> _Written:
+        """Write what ``decide`` makes of the state as read, and tell of the change.
+
+        ``urgent`` writes try a store that is known to be away. ``regressed`` is told where the
+        store has lost what is ``held``; it raises, or ``held`` is what counts.
+        """
+        written = self.breaker.call(
+            lambda: self._race(id, decide, held, guess, regressed, fresh, ttl, detail, beside),
+            urgent=urgent,
+        )
+        if written.change is not None:
+            self._tell(written.change)
+        return written
+
+    def _race(
+        self,
+        id: str,
+        decide: Callable[[TaskState], TaskState | None],
+        held: _Written | None,
+        guess: _Written | None,
+        regressed: Callable[[_Written, Record | None], None] | None,
+        fresh: bool,  # noqa: FBT001 - passed on
+        ttl: float | None,
+        detail: Mapping[str, Any] | None,
+        beside: BesideOf | None,
     ) -> _Written:
         """Write what ``decide`` makes of the state as read, trying again while others win.
 
-        ``held`` is the record as this writer last saw it: it saves the read, and if it is no
-        longer the newest the write is lost and the record is read again.
+        ``held`` is what this writer last wrote, ``guess`` what another is said to have written,
+        ``fresh`` says that there is likely no record yet: each saves the read. If it is not so
+        the write is lost and the record is read.
         """
-        key = self.key(id)
+        known = held or guess
+        key = known.record.key if known else self.key(id)
         deadline = time.monotonic() + DEADLINE
-        record = held or self.store.read(key)
+        record = known.record if known else None if fresh else self.store.read(key)
         for lost in range(1_000_000):
-            before = TaskState(id=id) if record is None else TaskState.from_record(record)
+            if held is not None and (not lost or held.is_lost(record)):
+                if lost and regressed is not None:
+                    regressed(held, record)
+                before = held.state
+            elif guess is not None and not lost:
+                before = guess.state
+            else:
+                before = (
+                    changed(_NOBODY, id=id) if record is None else TaskState.from_record(record)
+                )
             after = decide(before)
-            if after is None or after == before:
+            same = beside is None and after is not None and after.state == before.state
+            if after is None or (same and after == before):
                 return _Written(record or Record.first(key, {}), before, None)
-            change = self._change(before, after, record, detail)
-            after = replace(
+            at = self.now()
+            change = self._change(before, after, record, at, detail)
+            after = changed(
                 after,
-                updated_at=self.now(),
+                version=1 if record is None else record.version + 1,
+                updated_at=at,
                 changes=change.number if change else before.changes,
                 source="record",
             )
-            document = after.to_document()
-            new = Record.first(key, document) if record is None else record.next(document)
-            if self._written(new, record, change, ttl):
-                after = replace(after, version=new.version)
-                if change is not None:
-                    self._tell(change)
+            document = after.to_document(key)
+            new = (
+                Record.first(key, document) if record is None else record.next(document, kept=KEPT)
+            )
+            labels = Labels(after.state, after.client_id)
+            celerys = None if beside is None else beside(after)
+            if self._written(new, record, change, ttl, labels, celerys):
                 return _Written(new, after, change)
             if time.monotonic() > deadline:
                 raise ContentionTimeout(key, lost + 1, DEADLINE)
             if lost:
-                time.sleep(random.uniform(0, 0.001 * min(lost, 20)))  # noqa: S311 - jitter
+                time.sleep(chance.uniform(0, 0.001 * min(lost, 20)))
             record = self.store.read(key)
         raise AssertionError  # pragma: no cover - the deadline comes first
 
     def _written(
-        self, new: Record, expect: Record | None, change: Change | None, ttl: float | None
+        self,
+        new: Record,
+        expect: Record | None,
+        change: Change | None,
+        ttl: float | None,
+        labels: Labels,
+        beside: Beside | None,
     ) -> bool:
         changes = () if change is None else (change,)
-        return write_settled(self.store, new, expect=expect, changes=changes, ttl=ttl)
+        return write_settled(
+            self.store,
+            new,
+            expect=expect,
+            changes=changes,
+            ttl=ttl,
+            labels=labels,
+            beside=beside,
+        )
 
     def _change(
         self,
         before: TaskState,
         after: TaskState,
         record: Record | None,
+        at: float,
         detail: Mapping[str, Any] | None,
     ) -> Change | None:
         if before.state == after.state and before.attempt == after.attempt and before.known:
@@ -278,12 +462,13 @@ class Tracker:
             facts["error"] = after.error["type"]
         if after.due_at is not None:
             facts["due_at"] = after.due_at
-        return Change(
+        return changed(
+            _NO_CHANGE,
             number=before.changes + 1,
             version=1 if record is None else record.version + 1,
             from_state=before.state if before.known else "",
             to_state=after.state,
-            at=self.now(),
+            at=at,
             reason=after.reason,
             task=after.task,
             task_id=after.id,
@@ -315,15 +500,23 @@ class Attempt:
     Its writes come from the task's thread and from the flusher's; a lock keeps them in order.
     """
 
-    def __init__(self, tracker: Tracker, flow: Flow, state: TaskState) -> None:
+    def __init__(
+        self, tracker: Tracker, flow: Flow, state: TaskState, queued: _Written | None = None
+    ) -> None:
         self.tracker = tracker
         self.flow = flow
         self.reporter = Reporter()
         #: Number of the run, and the fence of its writes; 0 until it is claimed.
         self.number = 0
+        #: Version of the newest state that was written together with what Celery keeps of it.
+        self.shown = 0
         #: The record as this run last wrote it.
-        self._record: Record | None = None
+        self._written: _Written | None = None
+        #: Version and incarnation to which the store went back, when that was raised.
+        self._regress: tuple[int, str] | None = None
         self._state = state
+        #: The record as who sent the message wrote it; None: it has to be read.
+        self._queued = queued
         self._lock = threading.RLock()
 
     @property
@@ -341,8 +534,12 @@ class Attempt:
         """The task's state as this run last wrote it."""
         return self._state
 
-    def claim(self) -> TaskState:
+    def claim(self, beside: BesideOf | None = None, *, urgent: bool = False) -> TaskState:
         """The run begins: STARTED, one attempt higher than any before it.
+
+        Args:
+            beside: what Celery keeps of it, written together with the record.
+            urgent: try a store that is known to be away.
 
         Raises:
             AttemptEnded: the task has come to its end already.
@@ -351,9 +548,11 @@ class Attempt:
         begun = self._state
 
         def decide(state: TaskState) -> TaskState:
+            if state.forgotten:
+                state = changed(_NOBODY, id=begun.id, attempt=state.attempt)
             if state.final:
                 raise AttemptEnded(begun.task, begun.id, state.state)
-            return replace(
+            return changed(
                 state,
                 task=begun.task,
                 state="STARTED",
@@ -369,9 +568,14 @@ class Attempt:
             )
 
         with self._lock:
-            written = self.tracker._commit(self.id, decide)  # noqa: SLF001 - one class in two halves
-            self._record, self._state = written.record, written.state
+            guess, self._queued = self._queued, None
+            written = self.tracker._commit(  # noqa: SLF001 - one class in two halves
+                self.id, decide, guess=guess, beside=beside, urgent=urgent
+            )
+            self._written, self._state = written, written.state
             self.number = written.state.attempt
+            if beside is not None:
+                self.shown = written.state.version
             return written.state
 
     def enter(
@@ -380,6 +584,7 @@ class Attempt:
         *,
         reason: str = "",
         detail: Mapping[str, Any] | None = None,
+        beside: BesideOf | None = None,
     ) -> TaskState:
         """The run enters ``to_state`` of its flow; what progress it made until now is kept.
 
@@ -387,29 +592,24 @@ class Attempt:
             IllegalTransition: the flow does not allow it; nothing was changed.
             StaleAttempt: a newer run has taken over.
             AttemptEnded: the task was ended from outside.
+            StateRegressed: the store went back to an older version; it was not entered. Raised
+                once: the next write puts back what this run knows.
             StoreError: it could not be written; the record stands where it stood.
         """
         limits = self.tracker.store.limits
         reason = cut_text(reason, limits.message_bytes)
-        try:
-            check_nesting(detail)
-        except (TypeError, ValueError) as exc:
-            raise InvalidInput(f"detail is no JSON ({exc})", "detail", detail, "JSON") from exc
-        size = len(dump_json(detail or {}, "detail", "detail").encode())
-        if size > limits.record_bytes:
-            raise PayloadTooLarge(
-                "detail too large", "detail", size, f"{limits.record_bytes} bytes"
-            )
+        if detail:
+            _check_detail(detail, limits.record_bytes)
 
         def decide(state: TaskState) -> TaskState:
             state = self._own(state, to_state)
             self.flow.check(
                 state.state, to_state, task=self.task, id=self.id, subject=state, by_hand=True
             )
-            return replace(state, state=to_state, reason=reason, progress=self._progress())
+            return changed(state, state=to_state, reason=reason, progress=self._progress())
 
         try:
-            return self._commit(decide, detail=detail)
+            return self._commit(decide, detail=detail, beside=beside, urgent=True)
         except IllegalTransition as refusal:
             refused = signals.Refused(
                 task=self.task, id=self.id, attempt=self.number, error=refusal
@@ -417,7 +617,7 @@ class Attempt:
             self.tracker.send(signals.transition_refused, self.task, refused=refused)
             raise
 
-    def report(self) -> Progress | None:
+    def report(self, beside: BesideOf | None = None) -> Progress | None:
         """Write the newest progress if there is any that was not written; return it.
 
         Raises:
@@ -429,10 +629,18 @@ class Attempt:
                 return None
 
             def decide(state: TaskState) -> TaskState:
-                return replace(self._own(state, "progress"), progress=progress)
+                return changed(self._own(state, "progress"), progress=progress)
 
-            self._commit(decide)
+            self._commit(decide, beside=beside)
         return progress
+
+    def show(self, beside: BesideOf) -> None:
+        """Write the state as it stands, and with it what Celery keeps of it.
+
+        Raises:
+            StaleAttempt, AttemptEnded, StoreError: as :meth:`enter`.
+        """
+        self._commit(lambda state: self._own(state, "what is shown"), beside=beside)
 
     def leave_process(self, cause: str) -> None:
         """The run's process is ending because of ``cause``; its last progress is kept.
@@ -443,7 +651,7 @@ class Attempt:
 
         def decide(state: TaskState) -> TaskState:
             state = self._own(state, "progress")
-            return replace(state, reason=f"{LEAVING}{cause}", progress=self._progress())
+            return changed(state, reason=f"{LEAVING}{cause}", progress=self._progress())
 
         self._commit(decide)
 
@@ -465,6 +673,7 @@ class Attempt:
         reason: str = "",
         error: Mapping[str, str] | None = None,
         due_at: float | None = None,
+        beside: BesideOf | None = None,
     ) -> TaskState:
         """The run is over: an end, or RETRY, IGNORED, REJECTED; its last progress is kept.
 
@@ -475,7 +684,7 @@ class Attempt:
         progress = self._progress()
 
         def decide(state: TaskState) -> TaskState:
-            state = replace(self._own(state, to_state), progress=progress)
+            state = changed(self._own(state, to_state), progress=progress)
             # LOST of a run that only seemed so: nobody took over, so it ends as it says.
             if state.state != "LOST" and self.flow.allowed(state.state):
                 self.flow.check(state.state, to_state, task=self.task, id=self.id)
@@ -483,34 +692,43 @@ class Attempt:
 
         ttl = tracker._after((due_at or 0.0) - tracker.now())  # noqa: SLF001
         try:
-            return self._commit(decide, ttl=ttl)
+            return self._commit(decide, ttl=ttl, beside=beside)
         except InvalidInput:
             # Details too large to be kept must not keep the end from being recorded.
             logger.warning("the last progress of %s[%s] is not kept", self.task, brief(self.id))
             progress = self._state.progress
-            return self._commit(decide, ttl=ttl)
+            return self._commit(decide, ttl=ttl, beside=beside)
 
-    def confirm(self) -> None:
+    def confirm(self, *, only_looks: bool = False) -> None:
         """Check that this run is still the current one.
+
+        Args:
+            only_looks: leave it to the next write to find that the store went back.
 
         Raises:
             StaleAttempt: a newer run has taken over.
             AttemptEnded: the task was ended from outside.
         """
         with self._lock:
-            if self._record is None:
+            if self._written is None:
                 self.claim()
                 return
-            record = self.tracker.store.read(self._record.key)
-            if record is not None and not record.same(self._record):
+            held, tracker = self._written, self.tracker
+            record = tracker.breaker.call(lambda: tracker.store.read(held.record.key), reads=True)
+            if held.is_lost(record):
+                if not only_looks:
+                    self._went_back(False, held, record)
+            elif record is not None and not record.same(held.record):
                 self._own(TaskState.from_record(record), "the end of the run")
 
     def _progress(self) -> Progress | None:
-        progress = self.reporter.snapshot()
-        if content_of(progress) == Progress():
+        if self.reporter.untouched:
             return self._state.progress
-        limit = self.tracker.store.limits.message_bytes
-        return replace(progress, message=cut_text(progress.message, limit))
+        progress = self.reporter.snapshot()
+        if content_of(progress) == NOTHING:
+            return self._state.progress
+        message = cut_text(progress.message, self.tracker.store.limits.message_bytes)
+        return changed(progress, message=message)
 
     def _commit(
         self,
@@ -518,89 +736,78 @@ class Attempt:
         *,
         ttl: float | None = None,
         detail: Mapping[str, Any] | None = None,
+        beside: BesideOf | None = None,
+        urgent: bool = False,
     ) -> TaskState:
         with self._lock:
-            if self._record is None:
-                self.claim()
+            if self._written is None:
+                self.claim(urgent=urgent)
             written = self.tracker._commit(  # noqa: SLF001
-                self.id, decide, held=self._record, ttl=ttl, detail=detail
+                self.id,
+                decide,
+                held=self._written,
+                ttl=ttl,
+                detail=detail,
+                beside=beside,
+                urgent=urgent,
+                regressed=partial(self._went_back, urgent),
             )
-            self._record, self._state = written.record, written.state
+            self._written, self._state = written, written.state
+            if beside is not None:
+                self.shown = written.state.version
             return written.state
+
+    def _went_back(self, raises: bool, held: _Written, found: Record | None) -> None:  # noqa: FBT001 - bound
+        """The store has lost what this run wrote: say it once, then put it back."""
+        version, incarnation = (found.version, found.incarnation) if found else (0, "")
+        if found is not None and incarnation != held.record.incarnation:
+            state = TaskState.from_record(found)
+            if state.attempt:
+                # Of two runs that both think they are the current one the later has begun since.
+                self._fence(state.attempt, "what was lost")
+        if self._regress == (version, incarnation):
+            return
+        self._regress = version, incarnation
+        error = StateRegressed(held.record.key, held.record.version, version)
+        if raises:
+            raise error
+        logger.warning("%s; what the run knows is written again", error)
+
+    def _fence(self, current: int, wanted: str) -> NoReturn:
+        fenced = signals.Fenced(
+            task=self.task, id=self.id, attempt=self.number, current=current, wanted=wanted
+        )
+        self.tracker.send(signals.attempt_fenced, self.task, fenced=fenced)
+        raise StaleAttempt(self.task, self.id, self.number, current)
 
     def _own(self, state: TaskState, wanted: str) -> TaskState:
         """Let only the current run pass; it knows best what a record that is gone said."""
         if state.attempt > self.number:
-            fenced = signals.Fenced(
-                task=self.task,
-                id=self.id,
-                attempt=self.number,
-                current=state.attempt,
-                wanted=wanted,
-            )
-            self.tracker.send(signals.attempt_fenced, self.task, fenced=fenced)
-            raise StaleAttempt(self.task, self.id, self.number, state.attempt)
+            self._fence(state.attempt, wanted)
         if state.final:
             raise AttemptEnded(self.task, self.id, state.state)
         return state if state.known else self._state
 
 
+def _shape(document: Mapping[str, Any]) -> str:
+    """The format of a record, and a checksum of what fields it has."""
+    return f"{FORMAT}:{zlib.crc32(' '.join(sorted(document)).encode()):08x}"
+
+
 def content_of(progress: Progress | None) -> Progress | None:
     """What was reported of ``progress``, without what follows from the clock."""
-    return progress and replace(progress, rate=None, eta=None)
+    return progress and changed(progress, rate=None, eta=None)
 
 
-def write_settled(
-    store: Store,
-    record: Record,
-    *,
-    expect: Record | None,
-    changes: Sequence[Change],
-    ttl: float | None,
-) -> bool:
-    """As ``store.write``, but where the reply is lost it is found out what became of the write.
-
-    The same write is repeated as long as nobody else has written: it carries its own id, so that
-    one which arrives late, after its reply was given up, is known again and not applied twice.
-
-    Raises:
-        AmbiguousWrite: that cannot be told, for the record is gone or far ahead by now.
-    """
-    doubt: AmbiguousWrite | None = None
-    for _ in range(TRIES):
-        try:
-            if store.write(record, expect=expect, changes=changes, ttl=ttl):
-                return True
-            if doubt is None:
-                return False
-        except AmbiguousWrite as ambiguous:
-            doubt = ambiguous
-        except StoreError:
-            if doubt is None:
-                raise
-            # It is about the repetition; the first one may have been applied.
-            raise doubt from None
-        try:
-            current = store.read(record.key)
-        except StoreUnavailable:
-            raise doubt from None
-        applied = _applied(record, expect, current)
-        if applied in ("yes", "no"):
-            return applied == "yes"
-        if applied == "unknown":
-            raise doubt
-    raise doubt or AssertionError
+def _to_microseconds(at: float | None) -> float | None:
+    return None if at is None else round(at, 6)
 
 
-def _applied(
-    write: Record, expect: Record | None, current: Record | None
-) -> Literal["yes", "no", "not yet", "unknown"]:
-    if current is None:
-        return "not yet" if expect is None else "unknown"
-    if expect is not None and current.same(expect):
-        return "not yet"
-    follows = current.follows(write)
-    if follows is None:
-        # Another incarnation began in the same place: ours was not, or is gone again.
-        return "no" if expect is None and current.version == 1 else "unknown"
-    return "yes" if follows else "no"
+def _check_detail(detail: Mapping[str, Any], limit: int) -> None:
+    try:
+        check_nesting(detail)
+    except (TypeError, ValueError) as exc:
+        raise InvalidInput(f"detail is no JSON ({exc})", "detail", detail, "JSON") from exc
+    size = len(dump_json(detail, "detail", "detail").encode())
+    if size > limit:
+        raise PayloadTooLarge("detail too large", "detail", size, f"{limit} bytes")

@@ -12,7 +12,13 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from enum import Enum
 from typing import Final, Generic, TypeAlias, TypeVar
 
-from celery_statekit.errors import InvalidInput, StateNotReached, UnknownTask, WatchTimeout
+from celery_statekit.errors import (
+    InvalidInput,
+    StateNotReached,
+    StateRegressed,
+    UnknownTask,
+    WatchTimeout,
+)
 from celery_statekit.record import REPLACED, Record, TaskState, task_key
 from celery_statekit.states import NAME_LENGTH, WAITING, Flow
 from celery_statekit.stores.base import Store
@@ -29,7 +35,11 @@ CELERY_INTERVAL: Final = 2.0
 
 
 class Follow(Generic[View]):
-    """One reader's place in the versions of one key; knows no clock and does not wait."""
+    """One reader's place in the versions of one key; knows no clock and does not wait.
+
+    Where the store goes back to an older version than was read, that is raised once; what is there
+    then is news.
+    """
 
     def __init__(
         self, store: Store, key: str, view: Callable[[Record], View], after: int = 0
@@ -46,12 +56,18 @@ class Follow(Generic[View]):
         return None if record is None or not self._is_new(record) else self._view(record)
 
     def _is_new(self, record: Record) -> bool:
+        if record.incarnation == self._incarnation and record.version < self._after:
+            self._went_back(record.version)
         same = self._incarnation in ("", record.incarnation)
         new = not same or record.version > self._after
         if new:
             self._after = record.version
         self._incarnation = record.incarnation
         return new
+
+    def _went_back(self, found: int) -> None:
+        held, self._after, self._incarnation = self._after, 0, ""
+        raise StateRegressed(self._key, held, found)
 
 
 class _FollowTask(Follow[TaskState]):
@@ -66,6 +82,14 @@ class _FollowTask(Follow[TaskState]):
 
     def news(self) -> TaskState | None:
         record = self._store.read(self._key)
+        if record is None and self._incarnation and self.last.state not in WAITING:
+            # A live run's record neither expires nor is it forgotten; of an end nobody asks again.
+            # But the run may have ended since it was seen, and its end have gone: Celery may know.
+            self._asked = float("-inf")
+            self.last = self._from_celery() or self.last
+            if self.last.final:
+                return self.last
+            self._went_back(0)
         new = record is not None and self._is_new(record)
         if record is not None and (new or self.last.source != "record"):
             self.last = TaskState.from_record(record)
@@ -129,7 +153,7 @@ class Watcher:
         if follow.last.source == "record" and follow.last.state in WAITING:
             # Revoked by a worker that has not seen the message; or replaced by a task without record.
             follow.news()
-        return follow.last
+        return TaskState(id=id) if follow.last.forgotten else follow.last
 
     def watch(
         self,
@@ -147,6 +171,9 @@ class Watcher:
         Raises:
             UnknownTask: nobody knows the id for ``patience`` seconds.
             WatchTimeout: it has not ended after ``timeout`` seconds.
+            StateRegressed: the store went back to an older version, or lost a live run's record;
+                or the task ended and both its record and Celery's result were gone before the next
+                read (ends are kept for less than ``poll``, or were deleted by hand).
         """
         self._check(id, after, timeout)
         return pace(self._steps(id, after, timeout), self.poll)

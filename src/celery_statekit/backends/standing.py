@@ -1,0 +1,79 @@
+"""Telling of an end that stands in the record, where Celery may not know of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from celery import states
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_statekit.backends.onewrite import OneWrite
+from celery_statekit.errors import ResultLost, brief
+from celery_statekit.record import TaskState
+from celery_statekit.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def tell_standing(
+    backend: Any, task: Any, task_id: str, request: Any, *, patience: float = 0.0
+) -> None:
+    """See that a waiter, and the chord, of a task that has ended learn how it has ended.
+
+    Celery gets the end that is recorded, never another one: a record alone would leave the waiter
+    waiting. Nothing is stored where Celery keeps no result, or cannot say whether it knows one.
+
+    Args:
+        backend: Celery's own.
+        patience: seconds for which it is left to whoever recorded the end.
+    """
+    try:
+        if not _is_stored(backend, task, request) or _is_known(backend, task_id, patience):
+            if isinstance(backend, OneWrite):
+                backend.report_standing(task_id, request)
+            return
+        state = Settings.of(task.app).tracker.read(task_id)
+        if state.final and not state.forgotten:
+            _tell(backend, state, request)
+    except SoftTimeLimitExceeded:
+        raise
+    except Exception:
+        logger.warning("who waits for %s was not told of its end", brief(task_id), exc_info=True)
+
+
+def _tell(backend: Any, state: TaskState, request: Any) -> None:
+    if state.state == states.REVOKED:
+        backend.mark_as_revoked(state.id, state.reason, request)
+    elif state.state == states.SUCCESS:
+        report = getattr(request, "statekit_report", None)
+        if report is not None and report.returned and report.attempt.number == state.attempt:
+            backend.mark_as_done(state.id, *report.returned, request)
+        else:
+            backend.mark_as_failure(state.id, ResultLost(state.task, state.id), request=request)
+    else:
+        error = state.error or {"type": state.state, "message": state.reason}
+        meta = {"exc_type": error["type"], "exc_message": [error["message"]]}
+        backend.mark_as_failure(state.id, backend.exception_to_python(meta), request=request)
+
+
+def _is_stored(backend: Any, task: Any, request: Any) -> bool:
+    """Whether Celery stores a result that is waited for, and can say whether it has."""
+    from celery.backends.base import DisabledBackend  # noqa: PLC0415 - loaded by then
+
+    if isinstance(backend, DisabledBackend) or not backend.persistent:
+        return False  # rpc:// sends a result once, and forgets it
+    if getattr(request, "is_eager", False):
+        return False
+    given = {} if request is None else vars(request)
+    return not given.get("ignore_result", task.ignore_result)
+
+
+def _is_known(backend: Any, task_id: str, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while backend.get_state(task_id) not in states.READY_STATES:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
+    return True
