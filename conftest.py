@@ -3,16 +3,20 @@
 Examples: each ``python`` block and each ``>>>`` is run, in order, one namespace and one empty
 folder per document.
 
-Servers: a test that asks for ``redis_url`` or ``rabbitmq_queue`` is skipped where the server is
-missing; with ``CI=true`` it fails.
+Servers: a test that asks for ``redis_url``, ``postgresql_url`` or ``rabbitmq_queue`` is skipped
+where the server is missing; with ``CI=true`` it fails. One that asks for ``mariadb_url`` is always
+skipped there. A test that stops, fills or kills a server asks for ``own_redis`` and its like.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import time
 import uuid
-from collections.abc import Iterator
-from typing import Any, Final, NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from typing import Any, Final, NoReturn, TypeVar
 
 import celery.app.builtins  # noqa: F401 - adds Celery's own tasks
 import pytest
@@ -22,14 +26,19 @@ from kombu import Connection
 from sybil import Sybil
 from sybil.parsers import markdown, myst, rest
 from sybil.sybil import SybilCollection
+from tests.servers import MariaDBServer, PostgresServer, RedisServer, Server, ServerMissing
 
 REDIS: Final = "redis://127.0.0.1:6379"
+POSTGRESQL: Final = "postgresql+psycopg://postgres@127.0.0.1:5432"
+MARIADB: Final = "mysql+pymysql://root@127.0.0.1:3306"
 RABBITMQ: Final = "amqp://guest:guest@127.0.0.1:5672//"
 #: Seconds that a server on this machine has to answer.
 ANSWER: Final = 2.0
 #: Key that marks a Redis database as one of these tests', and key of the run that uses it now.
 OURS: Final = "celery-statekit-tests"
 CLAIM: Final = "celery-statekit-tests-claim"
+#: What the name of a database of these tests begins with, in PostgreSQL and MariaDB.
+DATABASE: Final = "celery_statekit_tests"
 #: Seconds after which the claim of a run that was killed is void.
 CLAIM_ENDS: Final = 3600
 
@@ -127,6 +136,99 @@ def redis_url() -> Iterator[str]:
             client.flushdb()
             return
     _missing("Redis", "every database from 1 to 15 is in use")
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """URL of a PostgreSQL database that is empty at first, ours alone, and dropped at the end."""
+    name = _database_name()
+    try:
+        import psycopg  # noqa: PLC0415 - an extra installs it
+
+        server = POSTGRESQL.replace("+psycopg", "")
+        connection = psycopg.connect(server, connect_timeout=int(ANSWER), autocommit=True)
+    except Exception as exc:  # noqa: BLE001 - not installed, not there, not let in: all mean missing
+        _missing("PostgreSQL", exc)
+    with closing(connection):
+        for (left,) in connection.execute("SELECT datname FROM pg_database").fetchall():
+            if _is_void(left):
+                connection.execute(f"DROP DATABASE IF EXISTS {left} WITH (FORCE)")
+        connection.execute(f"CREATE DATABASE {name}")
+        yield f"{POSTGRESQL}/{name}"
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="session")
+def mariadb_url() -> Iterator[str]:
+    """URL of a MariaDB database that is empty at first, ours alone, and dropped at the end."""
+    name = _database_name()
+    try:
+        for (left,) in _run_in_mariadb("SHOW DATABASES"):
+            if _is_void(left):
+                _run_in_mariadb(f"DROP DATABASE IF EXISTS {left}")
+        _run_in_mariadb(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
+    except Exception as exc:  # noqa: BLE001 - not installed, not there, not let in: all mean missing
+        pytest.skip(f"MariaDB does not answer on this machine: {exc}")
+    yield f"{MARIADB}/{name}?charset=utf8mb4"
+    _run_in_mariadb(f"DROP DATABASE {name}")
+
+
+def _run_in_mariadb(statement: str) -> Any:
+    import pymysql  # noqa: PLC0415 - an extra installs it
+
+    with closing(
+        pymysql.connect(host="127.0.0.1", user="root", connect_timeout=int(ANSWER))
+    ) as connection:
+        cursor = connection.cursor()
+        cursor.execute(statement)
+        return cursor.fetchall()
+
+
+def _database_name() -> str:
+    """Name of a database of this run, with when it began; MariaDB allows 64 characters."""
+    return f"{DATABASE}_{time.time():.0f}_{uuid.uuid4().hex[:16]}"
+
+
+def _is_void(name: str) -> bool:
+    """Whether it is a database of a run that was killed."""
+    claim = re.fullmatch(rf"{DATABASE}_(\d+)_[0-9a-f]{{16}}", name)
+    return claim is not None and int(claim[1]) < time.time() - CLAIM_ENDS
+
+
+AServer = TypeVar("AServer", bound=Server)
+
+
+def _own(stack: ExitStack, kind: Callable[..., AServer]) -> Callable[..., AServer]:
+    def start(**options: Any) -> AServer:
+        try:
+            return stack.enter_context(kind(**options))
+        except ServerMissing as exc:
+            if kind is MariaDBServer:
+                pytest.skip(str(exc))
+            _missing(kind.__name__, exc)
+
+    return start
+
+
+@pytest.fixture
+def own_redis() -> Iterator[Callable[..., RedisServer]]:
+    """Starts a Redis server of the test's own, with the options given, and ends it after it."""
+    with ExitStack() as stack:
+        yield _own(stack, RedisServer)
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Callable[..., PostgresServer]]:
+    """Starts a PostgreSQL server of the test's own, likewise."""
+    with ExitStack() as stack:
+        yield _own(stack, PostgresServer)
+
+
+@pytest.fixture
+def own_mariadb() -> Iterator[Callable[..., MariaDBServer]]:
+    """Starts a MariaDB server of the test's own, likewise."""
+    with ExitStack() as stack:
+        yield _own(stack, MariaDBServer)
 
 
 @pytest.fixture(scope="session")

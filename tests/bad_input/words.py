@@ -84,10 +84,10 @@ def _record(of: Any = None, *, key: str = "k", **changes: Any) -> str:
     """A record of one document, its envelope changed."""
     envelope = {
         "format": 1,
-        "version": 1,
-        "incarnation": "0a",
+        "v": 1,
+        "born": "0a",
         "writes": ["0b"],
-        "document": {} if of is None else of,
+        "doc": {} if of is None else of,
         **changes,
     }
     return _sealed(envelope, key=key)

@@ -16,8 +16,8 @@ SOURCE: Final = Path(__file__).parents[2] / "src" / PACKAGE
 #: other, but for those of one folder (``testing.*``). The root is the package's ``__init__``:
 #: the public names, of which the demo is a user.
 LAYERS: Final = (
-    ("errors",),
-    ("pictures",),
+    ("errors", "chance"),
+    ("pictures", "frozen"),
     ("states", "progress", "plain"),
     ("reporter",),
     ("record",),
@@ -26,17 +26,31 @@ LAYERS: Final = (
     ("client",),
     ("shapes",),
     ("hydration",),
-    ("stores.base", "stores.sqlite_file"),
-    ("stores.memory", "stores.sqlite"),
+    ("stores.base", "stores.subscribers"),
+    (
+        "stores.memory",
+        "stores.redis",
+        "stores.redis.*",
+        "stores.sql",
+        "stores.sql.*",
+        "stores.sqlite",
+        "stores.sqlite.*",
+    ),
     ("stores",),
+    ("breaker", "settling"),
     ("tracker", "watcher", "flusher"),
-    ("testing", "testing.*"),
+    ("testing", "testing.*", "contention"),
+    ("derived",),
     ("settings",),
-    ("clients", "report", "result", "backends"),
+    ("backends.onewrite", "backends.whose"),
+    ("backends.standing",),
+    ("clients", "report", "result", "backends.guard", "backends.redis"),
+    ("backends",),
     ("listeners",),
     ("task",),
     ("adoption",),
     ("root",),
+    ("doctor", "doctor.*"),
     ("demo", "cli"),
 )
 
@@ -48,8 +62,17 @@ NEVER_OF_A_STORE: Final = ("states", "progress", "declared", "client", "signals"
 
 #: What only an extra installs, and the files that may import it.
 EXTRAS: Final = {
-    "redis": (),
-    "sqlalchemy": (),
+    "redis": ("stores.redis.connections", "stores.redis.listener", "stores.redis.server"),
+    "sqlalchemy": (
+        "stores.sql",
+        "stores.sql.connections",
+        "stores.sql.listener",
+        "stores.sql.mysql",
+        "stores.sql.postgresql",
+        "stores.sql.server",
+    ),
+    "psycopg": ("stores.sql.listener", "stores.sql.postgresql"),
+    "pymysql": ("stores.sql.mysql",),
     "rich": ("cli",),
     "flask": (),
     "fastapi": (),
@@ -128,8 +151,8 @@ def fault(module: str, name: str, target: str | None) -> str:
         return "the root never leads there"
     if module.startswith("stores") and target in NEVER_OF_A_STORE:
         return "a store knows nothing of it"
-    folder = module.split(".", maxsplit=1)[0]
-    if folder == target.split(".")[0] and f"{folder}.*" in LAYERS[height(module)]:
+    folders = [names[:-2] for names in LAYERS[height(module)] if names.endswith(".*")]
+    if any(matches(module, (f, f"{f}.*")) and matches(target, (f, f"{f}.*")) for f in folders):
         return ""
     return "" if height(target) < height(module) else "it is not below"
 

@@ -6,6 +6,7 @@ that must not: the fault is the fault meant, not a store that does nothing at al
 
 from __future__ import annotations
 
+import threading
 import time
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -19,30 +20,49 @@ import pytest
 from celery_statekit import record as record_module
 from celery_statekit.errors import CorruptRecord
 from celery_statekit.record import Change, Limits, Record
-from celery_statekit.stores import sqlite, sqlite_file
+from celery_statekit.stores import memory, sqlite, subscribers
+from celery_statekit.stores.base import UNLABELLED, Found, Labels
 from celery_statekit.stores.memory import MemoryStore
 from celery_statekit.stores.sqlite import SQLiteStore
-from celery_statekit.testing import EnumeratesContract, LeasesContract, ManualClock, StoreContract
+from celery_statekit.stores.sqlite import file as sqlite_file
+from celery_statekit.stores.sqlite import leases as sqlite_leases
+from celery_statekit.stores.sqlite import notices as sqlite_notices
+from celery_statekit.testing import (
+    EnumeratesContract,
+    LeasesContract,
+    ManualClock,
+    NotifiesContract,
+    StoreContract,
+)
+from celery_statekit.testing.contract import crowd, notices, turns
 
 
-class Unbroken(StoreContract, LeasesContract, EnumeratesContract):
+class Unbroken(StoreContract, LeasesContract, EnumeratesContract, NotifiesContract):
     """The SQLite store, and what of it a mutant replaces."""
 
     __test__ = False
     #: Name of the contract's test that must fail.
     caught_by: ClassVar[str] = ""
     store_class: ClassVar[type] = SQLiteStore
-    #: What takes the place of names in ``stores.sqlite``.
+    #: What takes the place of names in the store's modules.
     instead: ClassVar[dict[str, Any]] = {}
+    modules: ClassVar[tuple[Any, ...]] = (sqlite, sqlite_leases, sqlite_notices)
 
     @pytest.fixture
-    def reopen(
-        self, path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-    ) -> Callable[..., Any]:
-        for name, value in self.instead.items():
-            assert getattr(sqlite, name) != value
-            monkeypatch.setattr(sqlite, name, value)
+    def reopen(self, path: Path, clock: ManualClock, replaced: None) -> Callable[..., Any]:
         return lambda limits=None: self.store_class(path, limits, now=clock)
+
+    @pytest.fixture
+    def replaced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in self.instead.items():
+            module = next(module for module in self.modules if hasattr(module, name))
+            assert getattr(module, name) != value
+            monkeypatch.setattr(module, name, value)
+        if self.caught_by:
+            # What will not happen need not be waited for so long.
+            monkeypatch.setattr(crowd, "PAUSES", (0.05,))
+            monkeypatch.setattr(turns, "PATIENCE", 3.0)
+            monkeypatch.setattr(notices, "DEADLINE", 2.0)
 
     @pytest.fixture
     def elapse(self, clock: ManualClock) -> Callable[[float], None]:
@@ -58,9 +78,10 @@ class UnbrokenMemory(Unbroken):
 
     shared_between_processes = False
     store_class: ClassVar[type] = MemoryStore
+    modules: ClassVar[tuple[Any, ...]] = (memory, subscribers)
 
     @pytest.fixture
-    def reopen(self, place: str, clock: ManualClock) -> Callable[..., Any]:
+    def reopen(self, place: str, clock: ManualClock, replaced: None) -> Callable[..., Any]:
         return lambda limits=None: self.store_class(place, limits, now=clock)
 
     @pytest.fixture
@@ -117,8 +138,9 @@ class CreatesWhatWasExpected(Unbroken):
 
     caught_by = "test_a_write_that_expects_a_deleted_record_is_lost"
     instead: ClassVar = {
-        "NEXT": """INSERT INTO records (key, version, incarnation, expires, text)
-            VALUES (:key, :version, :incarnation, :expires, :text)
+        "NEXT": """INSERT INTO records
+            (key, version, incarnation, expires, kind, state, client, since, text)
+            VALUES (:key, :version, :incarnation, :expires, :kind, :state, :client, :now, :text)
             ON CONFLICT (key) DO UPDATE SET version = :version, expires = :expires, text = :text
             WHERE version = :expected_version AND incarnation = :expected_incarnation"""
     }
@@ -157,7 +179,7 @@ class ReadsThenWrites(Unbroken):
                 return super().write(record, expect=expect, **options)
             with self._file.connection(record.key) as connection:
                 time.sleep(0.001)  # a busy machine
-                row = {**self._row(record, expect, None), "key": record.key}
+                row = {**self._row(record, expect, None, Labels()), "key": record.key}
                 connection.execute(ComparesNothing.instead["NEXT"], row)
             return True
 
@@ -403,8 +425,8 @@ def _unchecked(key: str, text: bytes) -> Record:
         return record_module.decode_record(key, text)
     with suppress(ValueError, KeyError, TypeError, UnicodeDecodeError):
         envelope = record_module.load_json(text.decode()[9:])
-        names = ("version", "incarnation", "writes", "document", "format")
-        return Record(key=key, **{name: envelope[name] for name in names})
+        names = {"version": "v", "incarnation": "born", "document": "doc"}
+        return Record(key=key, **{name: envelope[stored] for name, stored in names.items()})
     raise CorruptRecord(key, "no JSON")
 
 
@@ -631,7 +653,7 @@ class SilentInAChild(UnbrokenMemory):
     store_class = Store
 
 
-# --- leases and keys -----------------------------------------------------------------------------
+# --- leases --------------------------------------------------------------------------------------
 
 
 class LeasesToEveryone(Unbroken):
@@ -639,8 +661,8 @@ class LeasesToEveryone(Unbroken):
 
     caught_by = "test_a_lease_has_one_holder"
     instead: ClassVar = {
-        "HOLDER": f"{sqlite.HOLDER} AND 0",
-        "ACQUIRE": sqlite.ACQUIRE.partition("WHERE")[0],
+        "STANDING": sqlite_leases.STANDING.replace("until > :now", "until > :now AND 0"),
+        "ACQUIRE": sqlite_leases.ACQUIRE.partition("WHERE leases.owner")[0],
     }
 
 
@@ -649,8 +671,8 @@ class LeasesForEver(Unbroken):
 
     caught_by = "test_a_lease_ends"
     instead: ClassVar = {
-        "ACQUIRE": sqlite.ACQUIRE.replace("OR leases.until <= :now", ""),
-        "LAPSE": sqlite.LAPSE.replace("until <= :now", "until <= :now AND 0"),
+        "ACQUIRE": sqlite_leases.ACQUIRE.replace("OR leases.until <= :now", ""),
+        "LAPSE": sqlite_leases.LAPSE.replace("until <= :now", "until <= :now AND 0"),
     }
 
 
@@ -659,7 +681,7 @@ class NeverRenewsLeases(Unbroken):
 
     caught_by = "test_a_holder_renews"
     instead: ClassVar = {
-        "ACQUIRE": sqlite.ACQUIRE.replace(
+        "ACQUIRE": sqlite_leases.ACQUIRE.replace(
             "until = excluded.until",
             "until = iif(leases.until <= :now, excluded.until, leases.until)",
         )
@@ -670,15 +692,17 @@ class RefusesRenewal(Unbroken):
     """The holder is refused like any other."""
 
     caught_by = "test_a_holder_renews"
-    instead: ClassVar = {"ACQUIRE": sqlite.ACQUIRE.replace("leases.owner = excluded.owner OR", "")}
+    instead: ClassVar = {
+        "ACQUIRE": sqlite_leases.ACQUIRE.replace("leases.owner = excluded.owner OR", "")
+    }
 
 
 class ProlongsForTheRefused(Unbroken):
     """Who asks in vain makes the lease last."""
 
     class Store(SQLiteStore):
-        def acquire(self, key: str, owner: str, seconds: float) -> bool:
-            if super().acquire(key, owner, seconds):
+        def acquire(self, key: str, owner: str, seconds: float, wait: float = 0.0) -> bool:
+            if super().acquire(key, owner, seconds, wait):
                 return True
             with self._file.transaction(key) as connection:
                 until = self._now() + seconds
@@ -713,7 +737,7 @@ class LeasesByLooking(UnbrokenMemory):
     """Look, then set: two who ask at once are both the holder."""
 
     class Store(MemoryStore):
-        def acquire(self, key: str, owner: str, seconds: float) -> bool:
+        def acquire(self, key: str, owner: str, seconds: float, wait: float = 0.0) -> bool:
             holder, until = self._shelf.leases.get(key, (owner, 0.0))
             time.sleep(0.001)  # a busy machine
             if holder != owner and until > self._now():
@@ -725,37 +749,556 @@ class LeasesByLooking(UnbrokenMemory):
     store_class = Store
 
 
-class ListsTheExpired(Unbroken):
-    """Keys are listed until they are removed."""
+class RefusesWhoWouldWait(Unbroken):
+    """Nobody waits: who cannot have it at once is refused."""
 
-    caught_by = "test_only_what_can_be_read_is_listed"
-    instead: ClassVar = {"KEYS": sqlite.KEYS.replace("OR expires > :now", "OR 1")}
+    class Store(SQLiteStore):
+        def acquire(self, key: str, owner: str, seconds: float, wait: float = 0.0) -> bool:
+            return super().acquire(key, owner, seconds)
 
-
-class ListsByPattern(Unbroken):
-    """A prefix is a LIKE pattern: wildcards match, and case does not count."""
-
-    caught_by = "test_keys_of_every_kind_are_listed"
-    instead: ClassVar = {
-        "KEYS": """SELECT key FROM records WHERE key LIKE :prefix || '%' AND key > :after
-            AND (expires IS NULL OR expires > :now) AND :end <> '' ORDER BY key LIMIT :limit"""
-    }
-
-
-class ListsInNoOrder(UnbrokenMemory):
-    """Keys come as they were written."""
-
-    class Store(MemoryStore):
-        def keys(self, prefix: str, after: str = "", limit: int = 1000) -> list[str]:
-            found = super().keys(prefix, after, 10**6)
-            return [key for key in self._shelf.entries if key in found][: max(limit, 0)]
-
-    caught_by = "test_keys_of_a_prefix_in_order"
+    caught_by = "test_one_at_a_time"
     store_class = Store
 
 
-class ListsTheLastAgain(Unbroken):
-    """The last key of a page is the first of the next."""
+class WaitersGetItByLuck(Unbroken):
+    """Whoever looks first, once the lease is free, has it."""
 
-    caught_by = "test_keys_page_by_page"
-    instead: ClassVar = {"KEYS": sqlite.KEYS.replace("key > :after", "key >= :after")}
+    caught_by = "test_threads_get_it_in_the_order_in_which_they_came"
+    instead: ClassVar = {
+        "STANDING": sqlite_leases.STANDING.replace("number < :number", ":number IS NULL"),
+        "ACQUIRE": sqlite_leases.ACQUIRE.replace("number < :number", ":number IS NULL"),
+    }
+
+
+class LastComesFirst(Unbroken):
+    """A stack, not a queue."""
+
+    caught_by = "test_processes_get_it_in_the_order_in_which_they_came"
+    instead: ClassVar = {
+        "STANDING": sqlite_leases.STANDING.replace("number < :number", "number > :number"),
+        "ACQUIRE": sqlite_leases.ACQUIRE.replace("number < :number", "number > :number"),
+    }
+
+
+class NewcomersOvertake(Unbroken):
+    """Who asks at the right moment does not see those who wait."""
+
+    caught_by = "test_who_comes_while_others_wait_is_refused"
+    instead: ClassVar = {"_LAST": 0}
+
+
+class EndedHoldersOvertake(Unbroken):
+    """Who held the lease before it ended may have it again at once."""
+
+    caught_by = "test_who_held_it_before_goes_behind"
+    instead: ClassVar = {
+        "STANDING": sqlite_leases.STANDING.replace("AND until > :now", ""),
+        "ACQUIRE": sqlite_leases.ACQUIRE.replace("AND until > :now", ""),
+        "LAPSE": f"{sqlite_leases.LAPSE} AND 0",
+    }
+
+
+class HoldersQueueUp(Unbroken):
+    """Who renews goes behind those who wait."""
+
+    caught_by = "test_a_holder_renews_while_others_wait"
+    instead: ClassVar = {
+        "ACQUIRE": sqlite_leases.ACQUIRE.replace("WHERE EXISTS", "WHERE 0 AND EXISTS")
+    }
+
+
+class OneQueueForAll(Unbroken):
+    """Who waits for one key is in the way of all keys."""
+
+    caught_by = "test_those_who_wait_for_another_key_are_in_nobodys_way"
+    instead: ClassVar = {
+        "STANDING": sqlite_leases.STANDING.replace("key = :key AND number", "number"),
+        "ACQUIRE": sqlite_leases.ACQUIRE.replace("key = :key AND number", "number"),
+    }
+
+
+class NeverLeavesTheQueue(Unbroken):
+    """Who has given up keeps its place."""
+
+    caught_by = "test_waiting_in_vain"
+    instead: ClassVar = {"LEAVE": f"{sqlite_leases.LEAVE} AND 0"}
+
+
+class TheDeadQueueOn(Unbroken):
+    """A killed process keeps its place."""
+
+    caught_by = "test_who_is_killed_while_it_waits_is_passed_over"
+    instead: ClassVar = {"DEAD": 1e6}
+
+
+class BuriesTheLiving(Unbroken):
+    """Who waits for long loses its place."""
+
+    caught_by = "test_who_waits_for_long_keeps_its_place"
+    instead: ClassVar = {"RENEW": 1e6}
+
+
+# --- listings ------------------------------------------------------------------------------------
+
+
+class ListsTheExpired(Unbroken):
+    """Records are listed until they are removed."""
+
+    caught_by = "test_only_what_can_be_read_is_listed"
+    instead: ClassVar = {"FIND": sqlite.FIND.replace("OR expires > :now", "OR 1")}
+
+
+class CountsTheExpired(Unbroken):
+    """Records are counted until they are removed."""
+
+    caught_by = "test_only_what_can_be_read_is_listed"
+    instead: ClassVar = {"COUNT": sqlite.COUNT.replace("OR expires > :now", "OR 1")}
+
+
+class ListsByKey(Unbroken):
+    """In order of keys, however long they stand."""
+
+    caught_by = "test_those_that_stand_longest_come_first"
+    instead: ClassVar = {"FIND": sqlite.FIND.replace("since {way}, key {way}", "key {way}")}
+
+
+class ListsTiesInNoOrder(Unbroken):
+    """Records of one moment come in the order of their writes."""
+
+    caught_by = "test_those_of_one_moment_come_in_order_of_their_keys"
+    instead: ClassVar = {"FIND": sqlite.FIND.replace("key {way}", "rowid {way}")}
+
+
+class ListsTheLastAgain(Unbroken):
+    """The last record of a page is the first of the next."""
+
+    caught_by = "test_page_by_page"
+    instead: ClassVar = {
+        "AFTER": {
+            way: f"{cut[:17]}{cut[17:].replace('>', '>=').replace('<', '<=')}"
+            for way, cut in sqlite.AFTER.items()
+        }
+    }
+
+
+class PagesByMomentOnly(Unbroken):
+    """Of the records of one moment a page that ends among them hides the rest."""
+
+    caught_by = "test_page_by_page"
+    instead: ClassVar = {"AFTER": {"ASC": " AND since > :since", "DESC": " AND since < :since"}}
+
+
+class PagesByTheRecordItself(Unbroken):
+    """The next page begins behind a record, and not at all where that is gone."""
+
+    caught_by = "test_a_page_goes_on_where_the_last_one_is_gone"
+    instead: ClassVar = {
+        "AFTER": {
+            way: f"{cut} AND EXISTS (SELECT 1 FROM records WHERE key = :after)"
+            for way, cut in sqlite.AFTER.items()
+        }
+    }
+
+
+class PagesByNumber(UnbrokenMemory):
+    """The next page begins where as many records are skipped as were there before."""
+
+    class Store(MemoryStore):
+        def find(
+            self, kind: str, *, after: Any = None, limit: int = 100, **only: Any
+        ) -> list[Found]:
+            whole = super().find(kind, limit=10**6, **only)
+            start = self.given if after else 0
+            self.given = start + limit
+            return whole[start : start + limit]
+
+    caught_by = "test_pages_while_records_move"
+    store_class = Store
+
+
+class ListsAtMostSomeHundred(Unbroken):
+    """What is behind the store's own limit is nowhere."""
+
+    caught_by = "test_many_records"
+    instead: ClassVar = {"_count": lambda limit: max(min(limit, 250), 0)}
+
+
+class TakesLessThanNothingForAll(Unbroken):
+    """A limit of -1 is none."""
+
+    caught_by = "test_a_limit_that_is_not_positive_gives_nothing"
+    instead: ClassVar = {"_count": int}
+
+
+class ListsTheYoung(Unbroken):
+    """Age is not looked at."""
+
+    caught_by = "test_older_than"
+    instead: ClassVar = {"OLDER": ""}
+
+
+class TakesBlankForAny(Unbroken):
+    """An empty label is as good as none."""
+
+    class Store(SQLiteStore):
+        def find(self, kind: str, *, client: str | None = None, **only: Any) -> list[Found]:
+            return super().find(kind, client=client or None, **only)
+
+    caught_by = "test_by_state_and_by_client"
+    store_class = Store
+
+
+class ListsAnyClient(Unbroken):
+    """With a state, the client is not looked at."""
+
+    class Store(SQLiteStore):
+        def find(
+            self, kind: str, *, state: str | None = None, client: str | None = None, **only: Any
+        ) -> list[Found]:
+            return super().find(kind, state=state, client=None if state else client, **only)
+
+    caught_by = "test_by_state_and_by_client"
+    store_class = Store
+
+
+class ListsByPattern(Unbroken):
+    """A label is a LIKE pattern: wildcards match, and case does not count."""
+
+    caught_by = "test_labels_of_every_kind"
+    instead: ClassVar = {"OF_STATE": " AND state LIKE :state"}
+
+
+class ListsByTrimmedLabels(Unbroken):
+    """Labels that differ by spaces at the end are one, as in SQL's CHAR."""
+
+    caught_by = "test_labels_of_every_kind"
+    instead: ClassVar = {"OF_CLIENT": " AND client = :client COLLATE RTRIM"}
+
+
+class MixesKinds(Unbroken):
+    """A kind is a prefix."""
+
+    caught_by = "test_kinds_never_mix"
+    instead: ClassVar = {
+        "FIND": sqlite.FIND.replace("kind = :kind", "substr(key, 1, length(:kind)) = :kind")
+    }
+
+
+class CountsAllKinds(Unbroken):
+    """A kind is a pattern."""
+
+    caught_by = "test_kinds_never_mix"
+    instead: ClassVar = {"COUNT": sqlite.COUNT.replace("kind = :kind", "kind GLOB :kind")}
+
+
+class TakesTheFirstPartForTheKind(Unbroken):
+    """A kind is all before the first colon."""
+
+    caught_by = "test_kinds_never_mix"
+    instead: ClassVar = {"kind_of": lambda key: key.partition(":")[0] if ":" in key else ""}
+
+
+class NeverYounger(Unbroken):
+    """``since`` is that of the first write."""
+
+    caught_by = "test_a_move_resets_since"
+    instead: ClassVar = {"NEXT": sqlite.NEXT.replace("iif(state = :state, since, :now)", "since")}
+
+
+class YoungerWithEachWrite(Unbroken):
+    """``since`` is that of the last write."""
+
+    caught_by = "test_a_write_with_the_same_label_keeps_since"
+    instead: ClassVar = {"NEXT": sqlite.NEXT.replace("iif(state = :state, since, :now)", ":now")}
+
+
+class YoungerWithAnotherClient(Unbroken):
+    """Any other label resets ``since``."""
+
+    caught_by = "test_another_client_label_keeps_since"
+    instead: ClassVar = {
+        "NEXT": sqlite.NEXT.replace("iif(state = :state", "iif(state = :state AND client = :client")
+    }
+
+
+class AsOldAsTheExpired(Unbroken):
+    """A new incarnation stands as long as the expired one would."""
+
+    caught_by = "test_a_key_that_begins_anew_stands_anew"
+    instead: ClassVar = {
+        "FIRST": sqlite.FIRST.replace("since = excluded.since", "since = records.since")
+    }
+
+
+class KeepsLabelsNobodyGives(Unbroken):
+    """A write without labels leaves those of before."""
+
+    caught_by = "test_a_write_without_labels_takes_them_away"
+    instead: ClassVar = {
+        "NEXT": sqlite.NEXT.replace("state = :state,", "state = ifnull(nullif(:state, ''), state),")
+    }
+
+
+class LabelsThoughLost(Unbroken):
+    """A write that is lost moves the record all the same."""
+
+    class Store(SQLiteStore):
+        def write(self, record: Record, *, labels: Labels = UNLABELLED, **options: Any) -> bool:
+            written = super().write(record, labels=labels, **options)
+            if not written:
+                _label(self, record.key, labels)
+            return written
+
+    caught_by = "test_a_lost_write_moves_nothing"
+    store_class = Store
+
+
+class LabelsLater(Unbroken):
+    """Labels are written in a transaction of their own, after the record's."""
+
+    class Store(SQLiteStore):
+        def write(self, record: Record, *, labels: Labels = UNLABELLED, **options: Any) -> bool:
+            written = super().write(record, labels=labels, **options)
+            time.sleep(0.001)  # a busy machine
+            if written:
+                _label(self, record.key, labels)
+            return written
+
+    caught_by = "test_listings_while_others_write"
+    store_class = Store
+    instead: ClassVar = {
+        "NEXT": sqlite.NEXT.replace("state = :state,", "state = state,").replace(
+            "iif(state = :state, since, :now)", "since"
+        )
+    }
+
+
+def _label(store: SQLiteStore, key: str, labels: Labels) -> None:
+    with store._file.transaction(key) as connection:
+        connection.execute(
+            "UPDATE records SET state = ?, client = ? WHERE key = ?",
+            (labels.state, labels.client, key),
+        )
+
+
+class HidesDamage(Unbroken):
+    """What cannot be read is not listed."""
+
+    class Store(SQLiteStore):
+        def find(self, kind: str, **only: Any) -> list[Found]:
+            found = []
+            for each in super().find(kind, **only):
+                with suppress(CorruptRecord):
+                    each.record()
+                    found.append(each)
+            return found
+
+    caught_by = "test_damage_does_not_hide_the_others"
+    store_class = Store
+
+
+class BreaksAtDamage(Unbroken):
+    """What cannot be read hides all the others."""
+
+    class Store(SQLiteStore):
+        def find(self, kind: str, **only: Any) -> list[Found]:
+            found = super().find(kind, **only)
+            return [each for each in found if each.record()]
+
+    caught_by = "test_damage_does_not_hide_the_others"
+    store_class = Store
+
+
+# --- notices -------------------------------------------------------------------------------------
+
+
+class SaysNothingOfDeletions(UnbrokenMemory):
+    """Only what is written wakes."""
+
+    class Store(MemoryStore):
+        def delete(self, key: str) -> bool:
+            return self._shelf.entries.pop(key, None) is not None
+
+    caught_by = "test_each_write_and_each_deletion_wakes"
+    store_class = Store
+
+
+class LooksAtVersionsOnly(Unbroken):
+    """A recreated record of the same version is no news."""
+
+    caught_by = "test_a_key_that_begins_anew_at_once_wakes"
+    instead: ClassVar = {"VERSION": sqlite_notices.VERSION.replace(", incarnation", "")}
+
+
+class WakesBeforeItWrites(UnbrokenMemory):
+    """Who reads when woken reads what was there before."""
+
+    class Store(MemoryStore):
+        def write(self, record: Record, **options: Any) -> bool:
+            shelf = self._shelf
+            shelf.tell(record.key)
+            told, shelf.subscribers = shelf.subscribers, set()
+            try:
+                return super().write(record, **options)
+            finally:
+                shelf.subscribers = told
+
+    caught_by = "test_what_was_written_can_be_read_when_it_wakes"
+    store_class = Store
+
+
+class SubscribesLater(UnbrokenMemory):
+    """``subscribe`` returns before it is true."""
+
+    class Store(MemoryStore):
+        def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+            timer = threading.Timer(0.05, super().subscribe, (key, wake))
+            timer.start()
+            return timer.cancel
+
+    caught_by = "test_it_wakes_from_the_return_of_subscribe_on"
+    store_class = Store
+
+
+class WakesEveryone(UnbrokenMemory):
+    """Each write wakes all who wait for any key."""
+
+    class All(subscribers.Subscribers):
+        def wake(self, key: str) -> None:
+            for each in self.keys():
+                super().wake(each)
+
+    caught_by = "test_other_keys_do_not_matter"
+    instead: ClassVar = {"Subscribers": All}
+
+
+class WakesByCase(UnbrokenMemory):
+    """Keys that differ by case are one subscription's key, and some are nobody's."""
+
+    class Folded(subscribers.Subscribers):
+        def wake(self, key: str) -> None:
+            super().wake(key.lower().strip())
+
+    caught_by = "test_keys_of_every_kind_wake"
+    instead: ClassVar = {"Subscribers": Folded}
+
+
+class TellsItsOwnWritesOnly(Unbroken):
+    """What other processes write wakes nobody."""
+
+    class Store(SQLiteStore):
+        def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+            return self._notices._subscribers.add(key, wake)
+
+        def write(self, record: Record, **options: Any) -> bool:
+            written = super().write(record, **options)
+            self._notices._subscribers.wake(record.key)
+            return written
+
+    caught_by = "test_another_process_wakes_us"
+    store_class = Store
+
+
+class NeverUnsubscribes(UnbrokenMemory):
+    """Who has had enough is woken on."""
+
+    class Store(MemoryStore):
+        def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+            super().subscribe(key, wake)
+            return lambda: None
+
+    caught_by = "test_who_has_unsubscribed_is_not_woken"
+    store_class = Store
+
+
+class UnsubscribesAllOfAKey(UnbrokenMemory):
+    """The end of one subscription is the end of all to the same key."""
+
+    class Store(MemoryStore):
+        def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+            super().subscribe(key, wake)
+            return lambda: self._subscribers._wakes.pop(key, {}).clear()
+
+    caught_by = "test_who_subscribes_twice_has_two_subscriptions"
+    store_class = Store
+
+
+class WakesTheFirstOnly(UnbrokenMemory):
+    """Of several who wait for a key one is woken."""
+
+    class First(subscribers.Subscribers):
+        def wake(self, key: str) -> None:
+            for wake in list(self._wakes.get(key, {}).values())[:1]:
+                self._call(key, wake)
+
+    caught_by = "test_many_subscribers"
+    instead: ClassVar = {"Subscribers": First}
+
+
+class LooksForEachSubscriber(Unbroken):
+    """Each subscription has a thread and a connection of its own."""
+
+    class Store(SQLiteStore):
+        all_notices: ClassVar[list[sqlite_notices.SQLiteNotices]] = []
+
+        def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
+            notices = sqlite_notices.SQLiteNotices(self._file)
+            self.all_notices.append(notices)
+            return notices.subscribe(key, wake)
+
+        def close(self) -> None:
+            for own in self.all_notices:
+                own.close()
+            super().close()
+
+    caught_by = "test_many_subscribers"
+    store_class = Store
+
+
+class LetsSubscribersRaise(UnbrokenMemory):
+    """What a subscriber raises comes out of the write, and those behind it are not woken."""
+
+    class Raising(subscribers.Subscribers):
+        def _call(self, key: str, wake: Callable[[], None]) -> None:
+            wake()
+
+    caught_by = "test_a_subscriber_that_raises_hurts_nobody"
+    instead: ClassVar = {"Subscribers": Raising}
+
+
+class SleepsAfterAFork(Unbroken):
+    """A child takes its parent's thread for its own."""
+
+    class Notices(sqlite_notices.SQLiteNotices):
+        def after_fork(self) -> None:
+            sqlite_file.SQLiteFile.after_fork(self)
+
+    caught_by = "test_parent_and_child_are_woken_after_a_fork"
+    instead: ClassVar = {"SQLiteNotices": Notices}
+
+
+class WakesWhenClosed(UnbrokenMemory):
+    """Subscriptions outlive their store."""
+
+    class Store(MemoryStore):
+        def close(self) -> None:
+            self._shelf_or_none = None
+
+    caught_by = "test_a_closed_store_wakes_nobody"
+    store_class = Store
+
+
+class MissesWhatWasWrittenMeanwhile(Unbroken):
+    """What is written next after something was told of is not told of."""
+
+    class Notices(sqlite_notices.SQLiteNotices):
+        told = False
+
+        def _look(self) -> list[str]:
+            changed = super()._look()
+            if changed:
+                self.told = not self.told
+            return changed if self.told else []
+
+    caught_by = "test_who_subscribes_and_then_reads_misses_nothing"
+    instead: ClassVar = {"SQLiteNotices": Notices}

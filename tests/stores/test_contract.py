@@ -9,10 +9,16 @@ import pytest
 
 from celery_statekit.record import Limits
 from celery_statekit.stores import MemoryStore, SQLiteStore, Store
-from celery_statekit.testing import EnumeratesContract, LeasesContract, ManualClock, StoreContract
+from celery_statekit.testing import (
+    EnumeratesContract,
+    LeasesContract,
+    ManualClock,
+    NotifiesContract,
+    StoreContract,
+)
 
 
-class TestMemoryStore(StoreContract, LeasesContract, EnumeratesContract):
+class TestMemoryStore(StoreContract, LeasesContract, EnumeratesContract, NotifiesContract):
     shared_between_processes = False
 
     @pytest.fixture
@@ -28,7 +34,7 @@ class TestMemoryStore(StoreContract, LeasesContract, EnumeratesContract):
         return plant_in_memory
 
 
-class TestSQLiteStore(StoreContract, LeasesContract, EnumeratesContract):
+class TestSQLiteStore(StoreContract, LeasesContract, EnumeratesContract, NotifiesContract):
     @pytest.fixture
     def reopen(self, path: Path, clock: ManualClock) -> Callable[[Limits | None], Store]:
         return lambda limits=None: SQLiteStore(path, limits, now=clock)

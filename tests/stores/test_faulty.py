@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from celery_statekit.errors import AmbiguousWrite, StoreUnavailable
 from celery_statekit.record import Change, Record
-from celery_statekit.stores import Leases, MemoryStore, Store
-from celery_statekit.stores.base import Enumerates
+from celery_statekit.stores import Leases, MemoryStore, SQLiteStore, Store
+from celery_statekit.stores.base import Beside, Enumerates, Notifies, WritesBeside, kind_of
 from celery_statekit.testing import (
     EnumeratesContract,
     FailsAt,
@@ -19,6 +25,7 @@ from celery_statekit.testing import (
     ManualClock,
     StoreContract,
 )
+from celery_statekit.testing.faulty import Mode
 
 KEY = "statekit:task:one"
 
@@ -101,11 +108,13 @@ def _all_calls(store: Any) -> Iterator[Callable[[], Any]]:
     yield lambda: store.history(KEY)
     yield lambda: store.acquire(KEY, "me", 1.0)
     yield lambda: store.release(KEY, "me")
-    yield lambda: store.keys("")
+    yield lambda: store.find(kind_of(KEY))
+    yield lambda: store.count(kind_of(KEY))
+    yield lambda: store.subscribe(KEY, print)
     yield lambda: store.delete(KEY)
 
 
-@pytest.mark.parametrize("n", range(1, 8))
+@pytest.mark.parametrize("n", range(1, 10))
 def test_the_nth_call_fails_and_no_other(store: MemoryStore, n: int) -> None:
     """Whichever call it is, it fails before anything is done."""
     failing = FailsAt(store, n)
@@ -113,8 +122,8 @@ def test_the_nth_call_fails_and_no_other(store: MemoryStore, n: int) -> None:
 
     assert failed == [n]
     assert failing.fired
-    assert failing.calls == 7
-    assert (store.read(KEY) is not None) == (n == 7)
+    assert failing.calls == 9
+    assert (store.read(KEY) is not None) == (n == 9)
 
 
 def test_several_calls_may_fail(store: MemoryStore) -> None:
@@ -126,15 +135,85 @@ def test_several_calls_may_fail(store: MemoryStore) -> None:
 
 def test_counting_up_ends(store: MemoryStore) -> None:
     """A failpoint behind the last call does not fire: that is how a test knows it has tried all."""
-    failing = FailsAt(store, 8)
+    failing = FailsAt(store, 10)
     for call in _all_calls(failing):
         call()
 
     assert not failing.fired
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("mode", ["error", "doubt"])
+def test_a_write_that_fails_was_done_or_not(store: MemoryStore, mode: Mode, after: bool) -> None:
+    """Before the call nothing is there, after it the record; only then may it be in doubt."""
+    failing = FailsAt(store, 1, mode=mode, after=after)
+    doubtful = after or mode == "doubt"
+
+    with pytest.raises(AmbiguousWrite if doubtful else StoreUnavailable, match="on purpose"):
+        failing.write(Record.first(KEY, {}), expect=None)
+    assert (store.read(KEY) is not None) == after
+
+
+@pytest.mark.parametrize("mode", ["error", "doubt"])
+def test_a_read_that_fails_is_never_in_doubt(store: MemoryStore, mode: Mode) -> None:
+    """Nothing can be lost by it."""
+    for after in (False, True):
+        with pytest.raises(StoreUnavailable):
+            FailsAt(store, 1, mode=mode, after=after).read(KEY)
+
+
+@pytest.mark.parametrize("mode", ["stop", "delay"])
+def test_a_call_that_takes_its_time_is_done(store: MemoryStore, mode: Mode) -> None:
+    """The process is stopped, or waits, and then goes on as if nothing had been."""
+    failing = FailsAt(store, 1, mode=mode, seconds=0.05)
+    began = time.monotonic()
+
+    assert failing.write(Record.first(KEY, {}), expect=None)
+    assert time.monotonic() - began >= 0.05
+    assert store.read(KEY) is not None
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_process_is_killed_at_the_call(tmp_path: Path, after: bool) -> None:
+    """By SIGKILL; what it had written by then is there."""
+    path = tmp_path / "states.db"
+    program = (
+        "from celery_statekit.record import Record\n"
+        "from celery_statekit.stores import SQLiteStore\n"
+        "from celery_statekit.testing import FailsAt\n"
+        f"store = FailsAt(SQLiteStore({str(path)!r}), 2, mode='kill', after={after})\n"
+        f"store.read({KEY!r})\n"
+        f"store.write(Record.first({KEY!r}, {{}}), expect=None)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], check=False)
+
+    assert ended.returncode == -signal.SIGKILL
+    with closing(SQLiteStore(path)) as store:
+        assert (store.read(KEY) is not None) == after
+
+
+def test_a_value_written_beside_fails_as_a_write(store: MemoryStore) -> None:
+    """A store that writes Celery's value, too, is one that does so; its failures are a write's."""
+
+    class Besides(MemoryStore):
+        def reaches(self, parameters: Mapping[str, Any]) -> bool:
+            return True
+
+        def write_beside(self, record: Record, beside: Beside, **words: Any) -> bool:
+            return self.write(record, **words)
+
+    besides = Besides(store.name.removeprefix("memory://"))
+    record, beside = Record.first(KEY, {}), Beside("celery-task-meta-1", "{}", None)
+    for wrapper in (FailsAt(besides, 1, after=True), LosesReplies(besides, every=1)):
+        assert isinstance(wrapper, WritesBeside)
+        assert wrapper.reaches({})
+        with pytest.raises(AmbiguousWrite):
+            wrapper.write_beside(record, beside, expect=None)
+        assert besides.delete(KEY)
+
+
 def test_it_can_what_its_store_can(store: MemoryStore) -> None:
-    """A wrapper keeps leases and lists keys exactly where the store does."""
+    """A wrapper keeps leases, finds records and notifies exactly where the store does."""
 
     class Narrow:
         name, limits = store.name, store.limits
@@ -145,7 +224,10 @@ def test_it_can_what_its_store_can(store: MemoryStore) -> None:
         assert isinstance(wrapper, Store)
         assert isinstance(wrapper, Leases)
         assert isinstance(wrapper, Enumerates)
+        assert isinstance(wrapper, Notifies)
+        assert not isinstance(wrapper, WritesBeside)
     for wrapper in (FailsAt(Narrow(), 0), LosesReplies(Narrow())):
         assert isinstance(wrapper, Store)
         assert not isinstance(wrapper, Leases)
         assert not isinstance(wrapper, Enumerates)
+        assert not isinstance(wrapper, Notifies)

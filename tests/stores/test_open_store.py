@@ -107,8 +107,8 @@ def test_limits_and_timeout_are_the_stores() -> None:
         "sqlite:///a\nb",
         "memory://a/b",
         "memory://a?b=c",
-        "redis://localhost",
-        "postgresql+psycopg://localhost/states",
+        "amqp://localhost",
+        "oracle://localhost/states",
         "file:///states.db",
     ],
 )
@@ -124,10 +124,13 @@ def test_what_is_no_url_of_a_store(url: object) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "redis://:hunter2@localhost:6379/0",
-        "redis://user:hunter2@localhost",
+        "amqp://:hunter2@localhost:5672/0",
+        "redis://user:hunter2@localhost/shop",
+        "redis://:hunter2@localhost:port",
+        "redis://:hunter2@localhost:6379/0?ssl=no",
+        "sentinel://:hunter2@localhost/0;sentinel://:hunter2@localhost:port/0",
         "redis://user:p@ss/hunter2@localhost",
-        "redis://localhost/0?password=hunter2&db=1",
+        "redis://localhost/0?pass=hunter2&db=1",
         "statekit://:hunter2@localhost:port",
         "statekit://localhost:hunter2/0",
         "statekit://:hunter2@[::1",
@@ -143,6 +146,28 @@ def test_a_password_is_not_shown(installed, url: str) -> None:
 
     assert "hunter2" not in f"{raised.value!r} {raised.value} {raised.value.__cause__}"
     assert "localhost" in str(raised.value) or "***" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://shop:hunter2@127.0.0.1:hunter2/shop",
+        "postgresql://shop:hunter2@[::1/shop",
+        "mysql://shop:hunter2@127.0.0.1:9x/hunter2",
+        "redis://shop:hunter2/x@127.0.0.1:1/0",
+        "redis://shop:hunter2@127.0.0.1:9x/0",
+    ],
+)
+def test_a_password_is_in_no_error_behind_the_error(url: str) -> None:
+    """What collects errors follows causes and contexts, also those that no traceback shows."""
+    with pytest.raises(InvalidSetting) as caught:
+        open_store(url)
+
+    errors: list[BaseException | None] = [caught.value]
+    for error in errors:
+        if error is not None:
+            assert "hunter2" not in f"{error} {error!r}"
+            errors += [error.__cause__, error.__context__]
 
 
 def test_what_may_be_shown_of_a_url() -> None:
@@ -167,7 +192,7 @@ def test_installed_stores_are_named_in_errors(installed) -> None:
     installed(foreign="statekit_foreign:foreign")
 
     with pytest.raises(InvalidSetting, match="foreign://"):
-        open_store("redis://localhost")
+        open_store("amqp://localhost")
 
 
 def test_an_installed_store_does_not_take_our_schemes(installed) -> None:

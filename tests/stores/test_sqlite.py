@@ -25,7 +25,10 @@ from celery_statekit.errors import (
     StoreUnavailable,
 )
 from celery_statekit.record import Change, Record
-from celery_statekit.stores import SQLiteStore, sqlite_file
+from celery_statekit.stores import SQLiteStore
+from celery_statekit.stores.base import kind_of
+from celery_statekit.stores.sqlite import file as sqlite_file
+from celery_statekit.stores.sqlite import leases as sqlite_leases
 from celery_statekit.testing import ManualClock
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
@@ -489,6 +492,103 @@ def test_a_new_file_that_another_has_locked(path: Path, monkeypatch: pytest.Monk
         assert patient.read(KEY) is None
 
 
+# --- listings, queues and notices -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("newest", [False, True])
+@pytest.mark.parametrize(
+    ("filters", "index"),
+    [
+        ({}, "records_standing (kind=?"),
+        ({"state": "A"}, "records_of_state (kind=? AND state=?"),
+        ({"client": "c"}, "records_of_client (kind=? AND client=?"),
+        ({"state": "A", "client": "c"}, "records_of_"),
+        ({"state": "A", "older": 60.0}, "records_of_state (kind=? AND state=?"),
+    ],
+)
+def test_a_page_costs_no_more_the_more_there_are(
+    store: SQLiteStore, filters: dict[str, Any], index: str, newest: bool
+) -> None:
+    """Every page is read along one index, from its place on, and nothing is sorted."""
+    plans: list[list[str]] = []
+    with store._file.connection("") as connection:
+
+        def explain(statement: str) -> None:
+            if "FROM records" in statement and "EXPLAIN" not in statement:
+                rows = connection.execute(f"EXPLAIN QUERY PLAN {statement}").fetchall()
+                plans.append([row[3] for row in rows])
+
+        connection.set_trace_callback(explain)
+    for after in (None, (1.5, "k:1")):
+        store.find("k", newest=newest, after=after, **filters)
+
+    assert len(plans) == 2
+    for plan in plans:
+        assert len(plan) == 1, plan
+        assert f"SEARCH records USING INDEX {index}" in plan[0]
+    assert "since" in plans[1][0]
+
+
+def test_who_was_taken_for_dead_waits_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that was stopped for a while, and whose place is gone, gets a new one."""
+    monkeypatch.setattr(sqlite_leases, "RENEW", 0.0)
+    with closing(SQLiteStore(path)) as store, closing(sqlite3.connect(path)) as other:
+        store.acquire(KEY, "a", 1000.0)
+        waits = threading.Thread(target=store.acquire, args=(KEY, "b", 1000.0, DEADLINE))
+        waits.start()
+        for _ in range(3):
+            while not other.execute("SELECT 1 FROM waiters").fetchall():
+                threading.Event().wait(0.001)
+            with other:
+                other.execute("DELETE FROM waiters")
+        store.release(KEY, "a")
+        waits.join(DEADLINE)
+
+        assert store.acquire(KEY, "b", 1000.0) is True
+        assert other.execute("SELECT count(*) FROM waiters").fetchall() == [(0,)]
+
+
+def test_nobody_looks_for_writes_when_nobody_is_subscribed(store: SQLiteStore) -> None:
+    """The thread ends with the last subscription, and another one begins with the next."""
+
+    def looking() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "statekit-sqlite-notices"]
+
+    for _ in range(2):
+        woken = threading.Event()
+        end = store.subscribe(KEY, woken.set)
+        store.subscribe("other", woken.set)()
+        (thread,) = looking()
+        write(store, Record.first(KEY, {}))
+        assert woken.wait(DEADLINE)
+        end()
+        thread.join(DEADLINE)
+        assert looking() == []
+        store.delete(KEY)
+
+
+def test_notices_go_on_when_the_file_is_back(
+    store: SQLiteStore, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the file cannot be read there are none, which is said once; afterwards there are."""
+    woken = threading.Event()
+    store.subscribe(KEY, woken.set)
+    path.rename(path.with_suffix(".away"))
+    for name in ("-wal", "-shm"):
+        path.with_name(path.name + name).unlink(missing_ok=True)
+    while not path.is_dir():
+        path.unlink(missing_ok=True)  # the store may have made a new one meanwhile
+        with suppress(FileExistsError):
+            path.mkdir()
+    while "no notices of writes for now" not in caplog.text:
+        threading.Event().wait(0.001)
+    path.rmdir()
+    write(store, Record.first(KEY, {}))
+
+    assert woken.wait(DEADLINE)
+    assert caplog.text.count("no notices of writes for now") == 1
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 
@@ -538,8 +638,10 @@ def test_no_foreign_code_runs_inside_a_transaction(path: Path) -> None:
             record = write(store, Record.first(KEY, {}))
             assert store.read(KEY) == record
             assert len(store.history(KEY)) == 1
-            assert store.acquire(KEY, "me", 1.0) is True
-            assert store.keys(KEY) == [KEY]
+            assert store.acquire(KEY, "me", 1000.0) is True
+            assert store.acquire(KEY, "you", 1.0, wait=0.01) is False
+            assert [found.key for found in store.find(kind_of(KEY))] == [KEY]
+            assert store.count(kind_of(KEY)) == {"": 1}
             assert store.delete(KEY) is True
 
 
@@ -555,13 +657,14 @@ def test_the_expired_are_removed_from_the_file(path: Path) -> None:
         for number in range(6):
             store.write(Record.first(f"n{number}", {}), expect=None)
             store.acquire(f"n{number}", "me", 1.0)
+            store.acquire(f"n{number}", "you", 1.0, wait=0.001)
 
     with closing(sqlite3.connect(path)) as connection:
         counts = connection.execute(
             "SELECT (SELECT count(*) FROM records), (SELECT count(*) FROM changes), "
-            "(SELECT count(*) FROM leases)"
+            "(SELECT count(*) FROM leases), (SELECT count(*) FROM waiters)"
         ).fetchall()
-    assert counts == [(6, 0, 6)]
+    assert counts == [(6, 0, 6, 0)]
 
 
 def test_delete_leaves_nothing_in_the_file(store: SQLiteStore, path: Path) -> None:
