@@ -100,7 +100,9 @@ def test_no_update_of_processes_is_lost_or_doubled_though_two_are_killed(tmp_pat
     total = sum(pendulum.counts.values())
     assert total == len(history) == len(applied)
     assert list(range(1, total + 1)) == [change.number for change in history]
-    assert list(range(2, total + 2)) == [change.version for change in history]
+    # Marks of whose turn it is take versions too.
+    versions = [change.version for change in history]
+    assert versions == sorted(set(versions))
     clients.store.close()
 
 
@@ -158,7 +160,8 @@ def test_history_has_no_gaps_under_contention(store: Store) -> None:
 
     history = clients.history("p-1")
     assert [change.number for change in history] == list(range(1, 81))
-    assert [change.version for change in history] == list(range(2, 82))
+    versions = [change.version for change in history]
+    assert versions == sorted(set(versions))
     assert len({change.reason for change in history}) == 80
 
 

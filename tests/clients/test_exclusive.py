@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from celery_statekit import Clients
+from celery_statekit import Clients, contention
 from celery_statekit.errors import ContentionTimeout, InvalidInput, LeaseLost, NoSuchClient
 from celery_statekit.signals import ClientChanged
 from celery_statekit.stores import MemoryStore, SQLiteStore
-from celery_statekit.testing import ManualClock
+from celery_statekit.testing import FailsAt, ManualClock
 
 from .orders import DEADLINE, Order, add, pay
 
@@ -86,11 +86,10 @@ def test_updates_go_on_after_a_block(
     waiting = threading.Event()
     acquire = store.acquire
 
-    def tell(key: str, owner: str, seconds: float) -> bool:
-        acquired = acquire(key, owner, seconds)
-        if not acquired:
+    def tell(key: str, owner: str, seconds: float, wait: float) -> bool:
+        if threading.current_thread() is updating:
             waiting.set()
-        return acquired
+        return acquire(key, owner, seconds, wait)
 
     monkeypatch.setattr(store, "acquire", tell)
     updating = threading.Thread(target=orders.update, args=("o-17", add))
@@ -212,10 +211,10 @@ def test_an_update_whose_lease_ended_before_it_began_waits_again(
     acquire = store.acquire
     with ExitStack() as first, ExitStack() as second:
 
-        def stop_after(key: str, owner: str, seconds: float) -> bool:
+        def stop_after(key: str, owner: str, seconds: float, wait: float) -> bool:
             monkeypatch.setattr(store, "acquire", acquire)
             clock.advance(31)
-            assert acquire(key, owner, seconds)
+            assert acquire(key, owner, seconds, wait)
             clock.advance(31)
             add(second.enter_context(orders.exclusive("o-17", seconds=3600)))
             return True
@@ -269,15 +268,18 @@ def test_what_is_no_duration_is_refused(
 def test_an_update_that_keeps_losing_takes_the_lease(
     store: MemoryStore | SQLiteStore, orders: Clients[Order], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a few lost races an update holds the key's lease; it gives it back at its end."""
+    """After a few lost races an update holds the key's lease; it gives it back at its end.
+
+    Others who do not ask for it beat it once more; then they see that it is in use.
+    """
     orders.create("o-17")
     acquired: list[str] = []
     released: list[str] = []
     acquire, release = store.acquire, store.release
 
-    def tell_acquired(key: str, owner: str, seconds: float) -> bool:
+    def tell_acquired(key: str, owner: str, seconds: float, wait: float) -> bool:
         acquired.append(owner)
-        return acquire(key, owner, seconds)
+        return acquire(key, owner, seconds, wait)
 
     def tell_released(key: str, owner: str) -> None:
         released.append(owner)
@@ -285,28 +287,87 @@ def test_an_update_that_keeps_losing_takes_the_lease(
 
     monkeypatch.setattr(store, "acquire", tell_acquired)
     monkeypatch.setattr(store, "release", tell_released)
+    refused: list[bool] = []
+    tries: list[int] = []
     others = iter(range(5))
 
     def lose(order: Order) -> None:
+        tries.append(order.count)
         if next(others, None) is not None:
-            orders.update("o-17", add)
+            # As in a process that knows nothing of the crowd.
+            newcomer = Clients(FailsAt(store, 0), Order, deadline=0.01)
+            try:
+                newcomer.update("o-17", add)
+            except ContentionTimeout:
+                refused.append(True)
         add(order)
 
     orders.update("o-17", lose)
 
-    assert orders.get("o-17").count == 6
+    assert refused == [True]
+    assert tries == [0, 1, 2, 3, 4]
+    assert orders.get("o-17").count == 5
+    assert len(acquired) == 2
+    assert [acquired[0]] == released
+
+
+def test_a_crowded_key_is_written_in_turn_at_once(
+    store: MemoryStore | SQLiteStore, orders: Clients[Order], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that had to take the lease takes it first for a while; alone, no longer than that."""
+    orders.create("o-17")
+    acquired: list[str] = []
+    acquire = store.acquire
+
+    def tell_acquired(key: str, owner: str, seconds: float, wait: float) -> bool:
+        acquired.append(owner)
+        return acquire(key, owner, seconds, wait)
+
+    monkeypatch.setattr(store, "acquire", tell_acquired)
+    others = iter(range(3))
+
+    def lose(order: Order) -> None:
+        if next(others, None) is not None:
+            Clients(FailsAt(store, 0), Order).update("o-17", add)
+        add(order)
+
+    orders.update("o-17", lose)
     assert len(acquired) == 1
-    assert acquired == released
+    orders.update("o-17", add)
+    assert len(acquired) == 2
+    now = time.monotonic
+    monkeypatch.setattr(contention.time, "monotonic", lambda: now() + contention.REMEMBERED)
+    orders.update("o-17", add)
+    assert len(acquired) == 2
+    assert orders.get("o-17").count == 6
 
 
-def test_an_update_that_never_wins_gives_up(orders: Clients[Order], hasty: Clients[Order]) -> None:
+def test_few_keys_are_remembered() -> None:
+    """However many keys are crowded, the memory of it is bounded."""
+    crowd = contention._Crowd()
+    for number in range(contention.KEYS * 2):
+        crowd.seen(f"k{number}")
+
+    assert len(crowd._keys) == contention.KEYS
+    assert "k0" not in crowd
+    assert f"k{contention.KEYS * 2 - 1}" in crowd
+
+
+def test_an_update_that_never_wins_gives_up(
+    store: MemoryStore | SQLiteStore, orders: Clients[Order], hasty: Clients[Order]
+) -> None:
     """When others keep winning until its deadline it is ContentionTimeout, and nothing of it."""
     orders.create("o-17")
     tries: list[int] = []
 
     def lose(order: Order) -> None:
         tries.append(order.count)
-        orders.update("o-17", add)
+        add(order)
+        # By somebody who looks neither for leases nor for marks.
+        record = store.read(orders.key("o-17"))
+        assert record is not None
+        others = record.next({**record.document, "client": order.to_dict()})
+        assert store.write(others, expect=record)
         order.items.append("book")
 
     with pytest.raises(ContentionTimeout) as caught:

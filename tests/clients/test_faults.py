@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import pytest
 
 from celery_statekit import Clients
 from celery_statekit.clients import Actor
-from celery_statekit.errors import AmbiguousWrite, NoSuchClient, StoreUnavailable
+from celery_statekit.errors import (
+    AmbiguousWrite,
+    NoSuchClient,
+    StateRegressed,
+    StoreFull,
+    StoreUnavailable,
+)
 from celery_statekit.record import Change, Record
 from celery_statekit.stores import MemoryStore, SQLiteStore, Store
+from celery_statekit.stores.base import UNLABELLED, Labels
 from celery_statekit.testing import FailsAt, LosesReplies, ManualClock
 
 from .orders import DEADLINE, Order, OrderStates, add, pay
@@ -227,9 +234,12 @@ class Late:
         expect: Record | None,
         changes: Sequence[Change] = (),
         ttl: float | None = None,
+        labels: Labels = UNLABELLED,
     ) -> bool:
         """As the store does; the first one is late."""
-        write = partial(self._store.write, record, expect=expect, changes=changes, ttl=ttl)
+        write = partial(
+            self._store.write, record, expect=expect, changes=changes, ttl=ttl, labels=labels
+        )
         if not self._given_up:
             self._given_up = True
             self._late.append(write)
@@ -298,3 +308,105 @@ def test_a_late_write_among_others(
             orders.get(id).to_dict()
         )
         assert len(orders.history(id)) == 1
+
+
+# --- what is told --------------------------------------------------------------------------------
+
+
+def test_an_ambiguous_update_with_a_name_is_repeated_safely(
+    store: Store, orders: Clients[Order]
+) -> None:
+    """After AmbiguousWrite the same update under the same ``once`` is applied once, if it was not."""
+    for applied, reply in itertools.product([True, False], repeat=2):
+        id = f"o-{applied}-{reply}"
+        orders.create(id)
+        unsure = LosesReplies(store, every=1, applied=applied)
+        silent = FailsAt(unsure, 3, 10**9)  # read, write, and then no answer to any question
+        actor = Actor(task_id="t-1")
+        with pytest.raises(AmbiguousWrite, match="safe to repeat") as caught:
+            Clients(silent, Order, actor=actor, deadline=DEADLINE).update(id, add, once="charge")
+        record = store.read(orders.key(id))
+
+        again = Clients(store, Order, actor=actor, deadline=DEADLINE)
+        for _ in range(2):
+            assert again.update(id, add, once="charge").count == 1
+
+        assert record is not None
+        assert (caught.value.write in record.writes) is applied
+        assert orders.get(id).count == 1
+
+
+@pytest.mark.parametrize("name", ["update", "update once", "exclusive"])
+def test_a_store_that_is_full_changes_nothing(
+    store: MemoryStore | SQLiteStore,
+    orders: Clients[Order],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    """StoreFull reaches the caller, the client stands as it stood, and is used again later."""
+    orders.create("o-17")
+    before = store.read(orders.key("o-17"))
+
+    def full(record: Record, **_: object) -> bool:
+        raise StoreFull(store.name, "no room, on purpose")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "write", full)
+        with pytest.raises(StoreFull):
+            OPERATIONS[name].run(orders, "o-17")
+
+    assert store.read(orders.key("o-17")) == before
+    OPERATIONS[name].run(orders, "o-17")
+    assert OPERATIONS[name].applied(orders, "o-17") == 1
+
+
+@pytest.mark.parametrize("name", ["update", "update once", "exclusive"])
+def test_a_store_that_goes_back_is_told_of(
+    store: MemoryStore | SQLiteStore, orders: Clients[Order], name: str
+) -> None:
+    """A call that finds an older version than it read says so, and applies nothing."""
+    orders.create("o-17")
+    orders.update("o-17", lambda order: order.items.append("book"))
+    key = orders.key("o-17")
+    reads: list[Record | None] = []
+
+    class GoesBack:
+        """Another wins every race; and then the store is what it was a version before."""
+
+        def __init__(self) -> None:
+            self.name, self.limits, self.close = store.name, store.limits, store.close
+            self.acquire, self.release = store.acquire, store.release
+            self.history, self.delete = store.history, store.delete
+
+        def write(self, record: Record, **_: object) -> bool:
+            return False
+
+        def read(self, key: str) -> Record | None:
+            record = store.read(key)
+            assert record is not None
+            reads.append(record if not reads else replace(record, version=record.version - 1))
+            return reads[-1]
+
+    with pytest.raises(StateRegressed) as caught:
+        OPERATIONS[name].run(Clients(GoesBack(), Order, deadline=DEADLINE), "o-17")
+
+    assert (caught.value.key, caught.value.held, caught.value.found) == (key, 2, 1)
+    assert orders.get("o-17") == Order("o-17", items=["book"])
+
+
+def test_who_watches_is_told_that_the_store_went_back(
+    store: MemoryStore | SQLiteStore, orders: Clients[Order]
+) -> None:
+    """An older version is never shown as news; what is there then is the start of the next watch."""
+    orders.create("o-17")
+    older = store.read(orders.key("o-17"))
+    assert older is not None
+    orders.update("o-17", add)
+    watch = orders.watch("o-17", timeout=DEADLINE)
+    assert next(watch).count == 1
+    store.delete(older.key)
+    assert store.write(older, expect=None)
+
+    with pytest.raises(StateRegressed):
+        next(watch)
+    assert next(orders.watch("o-17")).count == 0

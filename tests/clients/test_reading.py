@@ -7,10 +7,11 @@ import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
-from celery_statekit import Clients, ClientState
+from celery_statekit import Clients, ClientState, clients
 from celery_statekit.errors import (
     CorruptRecord,
     InvalidState,
@@ -20,6 +21,7 @@ from celery_statekit.errors import (
 )
 from celery_statekit.record import Record
 from celery_statekit.stores import MemoryStore, SQLiteStore, Store
+from celery_statekit.testing import ManualClock
 
 from .orders import DEADLINE, Order, OrderStates, add, pay
 
@@ -36,14 +38,17 @@ def test_nobody_is_nobody(orders: Clients[Order]) -> None:
 # --- lists ---------------------------------------------------------------------------------------
 
 
-def test_a_list_has_every_client_of_the_class(store: Store, orders: Clients[Order]) -> None:
-    """``list`` gives the clients of this class and prefix, by id, and nobody else's."""
+def test_a_list_has_every_client_of_the_class(
+    store: Store, orders: Clients[Order], clock: ManualClock
+) -> None:
+    """``list`` gives those of this class and prefix, the oldest first, and nobody else's."""
     for id in ("o-2", "o-10", "o-1"):
         orders.create(id)
+        clock.advance(1.0)
     Clients(store, ClientState).create("o-3")
     Clients(store, Order, prefix="other").create("o-4")
 
-    assert [order.client_id for order in orders.list()] == ["o-1", "o-10", "o-2"]
+    assert [order.client_id for order in orders.list()] == ["o-2", "o-10", "o-1"]
 
 
 def test_a_list_of_those_in_one_state(orders: Clients[Order]) -> None:
@@ -90,21 +95,58 @@ def test_a_list_longer_than_a_page_of_the_store(store: Store, orders: Clients[Or
     assert [order.client_id for order in orders.list("PAID")] == ["o-1001"]
 
 
-def test_a_client_deleted_meanwhile_is_left_out(
+def test_clients_that_move_meanwhile_are_listed_once(
     store: MemoryStore | SQLiteStore, orders: Clients[Order], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who is deleted between the keys and the reading is not listed, and no error."""
-    orders.create("o-1")
-    orders.create("o-2")
-    read = store.read
+    """Who moves or is deleted between two pages makes no other one come twice or not at all."""
+    for number in range(6):
+        orders.create(f"o-{number}")
+    find = store.find
+    events = iter((lambda: orders.update("o-0", pay), lambda: orders.delete("o-1")))
 
-    def read_late(key: str) -> Record | None:
-        store.delete(orders.key("o-1"))
-        return read(key)
+    def find_late(*args: Any, **options: Any) -> Any:
+        page = find(*args, **options)
+        next(events, lambda: None)()
+        return page
 
-    monkeypatch.setattr(store, "read", read_late)
+    monkeypatch.setattr(clients, "PAGE", 2)
+    monkeypatch.setattr(store, "find", find_late)
 
-    assert [order.client_id for order in orders.list()] == ["o-2"]
+    assert sorted(order.client_id for order in orders.list()) == [f"o-{n}" for n in range(6)]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("limit", [5, 1000])
+def test_a_list_ends_though_clients_go_on_moving(
+    store: MemoryStore | SQLiteStore,
+    clock: ManualClock,
+    monkeypatch: pytest.MonkeyPatch,
+    limit: int,
+) -> None:
+    """All that are listed move at once, for ever; the others are all there, once each."""
+    rounds = Clients(store, ClientState)
+    for number in range(8):
+        rounds.create(f"o-{number}")
+        clock.advance(1.0)
+    find = store.find
+
+    after = {"READY": "IN_PROGRESS", "IN_PROGRESS": "SUCCESS", "SUCCESS": "READY"}
+
+    def move(client: ClientState) -> None:
+        client.enter(after[client.state])
+
+    def find_and_move(*args: Any, **options: Any) -> Any:
+        page = find(*args, **options)
+        for found in page:
+            clock.advance(1.0)
+            rounds.update(found.key.rpartition(":")[2], move)
+        return page
+
+    monkeypatch.setattr(clients, "PAGE", 2)
+    monkeypatch.setattr(store, "find", find_and_move)
+
+    listed = [client.client_id for client in rounds.list(limit=limit)]
+    assert listed == [f"o-{number}" for number in range(min(limit, 8))]
 
 
 def test_a_list_with_a_corrupt_record_says_so(store: Store, orders: Clients[Order]) -> None:

@@ -22,6 +22,7 @@ from celery.utils.dispatch import Signal
 from kombu.transport import memory
 
 from celery_statekit import TaskState
+from celery_statekit.flusher import flusher
 from celery_statekit.settings import Settings
 
 #: Seconds after which a test gives up waiting for what should have happened long ago.
@@ -30,7 +31,7 @@ PATIENCE = 10.0
 
 @pytest.fixture(autouse=True)
 def _quick_and_clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The broker in memory answers at once; what a test leaves in it reaches no other test."""
+    """The broker in memory answers at once; what a test leaves behind reaches no other test."""
     drain_events = memory.Transport.drain_events
 
     def drain_quickly(self: Any, connection: Any, timeout: float | None = None) -> Any:
@@ -45,6 +46,7 @@ def _quick_and_clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     current, default = _state._tls.current_app, _state.default_app
     finalizers = set(_state._on_app_finalizers)
     yield
+    forget_ends()
     signals.setup_logging.disconnect(log_nothing_new)
     _state._tls.current_app = current
     _state.set_default_app(default)
@@ -52,6 +54,14 @@ def _quick_and_clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _state._on_app_finalizers.update(finalizers)
     memory.Channel.queues.clear()
     memory.Transport.global_state.clear()
+
+
+def forget_ends() -> None:
+    """Ends that the test's store never took are not tried any more."""
+    background = flusher()
+    with background._wake:
+        background._wake.wait_for(lambda: not background._calling, PATIENCE)
+        background._insisted.clear()
 
 
 @pytest.fixture(params=["solo-memory", "threads-sqlite"])

@@ -126,7 +126,8 @@ def test_class_based_task_as_base(app, work, ended, states_of):
 def test_shared_task(app, work, ended, states_of):
     """``shared_task(base=StatefulTask)`` makes a stateful task of whatever app there is."""
 
-    @shared_task(bind=True, base=StatefulTask, states=Import)
+    # Any app that lives gets it, also one that got that of another test.
+    @shared_task(name=f"{app.main}.load", bind=True, base=StatefulTask, states=Import)
     def load(self):
         self.enter(Import.READING)
 

@@ -23,7 +23,7 @@ def apps():
         "store": {"broker": "memory://", "statekit_store": "memory://eager-tests"},
         "derived": {"broker": "memory://"},
         "nothing": {},
-        "elsewhere": {"broker": "redis://nowhere.invalid/0"},
+        "elsewhere": {"broker": "amqp://nowhere.invalid"},
     }
 
 

@@ -153,7 +153,8 @@ def test_end_told_from_outside_stops_the_run(app, work, gate, until, states_of):
     other = after.delay(0)
     until(other.ready)
     assert states_of(result) == ["PENDING", "STARTED", "REVOKED"]
-    assert result.result is None
+    until(result.ready)
+    assert str(result.result) == "by hand", "the end that is recorded, not the run's"
     assert linked == [1]
 
 

@@ -25,7 +25,7 @@ def load():
     ("broker", "settings", "said"),
     [
         ("memory://", "statekit_stroe='memory://'", "did you mean statekit_store?"),
-        ("memory://", "statekit_store='redis://:hunter2@localhost'", "statekit_store"),
+        ("memory://", "statekit_store='redis://:hunter2@localhost/shop'", "statekit_store"),
         ("amqp://guest:hunter2@localhost", "", "no store follows from"),
     ],
 )

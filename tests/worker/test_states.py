@@ -407,11 +407,12 @@ def test_started_is_not_shown_where_celery_would_not(app, work, gate, ended, unt
 
 def test_report_under_way_does_not_hide_the_end(app, work, gate, until, monkeypatch):
     """A report that Celery's backend is still storing when the task ends never comes after the end."""
-    returned, shown, end_stored = gate(), gate(), gate()
+    showing, returned, shown, end_stored = gate(), gate(), gate(), gate()
     store_result = CacheBackend.store_result
 
     def slow(self, task_id, result, state, *args, **kwargs):
         if state == "PROGRESS":
+            showing.set()
             returned.wait()
             end_stored.wait(0.2)  # the end comes now, if it does not wait
         stored = store_result(self, task_id, result, state, *args, **kwargs)
@@ -430,7 +431,7 @@ def test_report_under_way_does_not_hide_the_end(app, work, gate, until, monkeypa
 
     work()
     result = load.delay()
-    until(lambda: result.task_state.progress)
+    assert showing.wait()
     begun.set()
     assert end_stored.wait()
     assert shown.wait()
