@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench matrix clean
+.PHONY: help demo test lint docs bench soak matrix clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,10 @@ docs: $(VENV)/.docs ## build the documentation into docs/_build
 
 bench: $(VENV)/.bench ## measure what things cost on this machine
 	$(BIN)/python -m benchmarks
+
+soak: $(VENV)/.test ## update clients a million times while servers are killed; about 25 minutes
+	$(BIN)/python -m soak --full
+	STATEKIT_SOAK=long $(BIN)/python -m pytest tests/kit/test_lost_replies.py $(ARGS)
 
 matrix: $(VENV)/.matrix ## run the tests on every Python and Celery that is supported
 	$(BIN)/nox

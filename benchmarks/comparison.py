@@ -19,13 +19,13 @@ class Row:
     """What one thing costs here and there."""
 
     what: str
-    #: Seconds.
     ours: float
     rival: str
-    #: Seconds.
     theirs: float
     #: The highest ratio that is good enough; None: any.
     limit: float | None = None
+    #: Of both costs; "s": seconds.
+    unit: str = "s"
 
     @property
     def ratio(self) -> float:
@@ -63,9 +63,14 @@ def table(rows: Iterable[Row]) -> str:
     lines = [("what", "here", "rival", "there", "ratio", "limit"), ("---",) * 6]
     for row in rows:
         limit = "" if row.limit is None else f"{row.limit:g} {'kept' if row.kept else 'MISSED'}"
-        cost, price = duration(row.ours), duration(row.theirs)
+        cost, price = (shown(value, row.unit) for value in (row.ours, row.theirs))
         lines.append((row.what, cost, row.rival, price, f"{row.ratio:.2g}", limit))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def shown(value: float, unit: str) -> str:
+    """``value`` with its unit."""
+    return duration(value) if unit == "s" else f"{value:,.0f} {unit}".strip()
 
 
 def duration(seconds: float) -> str:
