@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 from benchmarks.comparison import Missing
 
 #: Nothing else may use this database while it is measured.
-URL: Final = "redis://127.0.0.1:6379/13"
+URL: Final = os.environ.get("BENCHMARK_REDIS", "redis://127.0.0.1:6379/13")
 
 
 def connect(url: str = URL) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from celery_statekit.adoption import setup, stateful, track
+    from celery_statekit.checkpoint import Checkpoint
     from celery_statekit.client import ClientState, ClientStates
     from celery_statekit.clients import Clients
     from celery_statekit.progress import Progress
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Change",
+    "Checkpoint",
     "ClientState",
     "ClientStates",
     "Clients",
@@ -40,6 +42,7 @@ __all__ = [
 
 _HOMES = {
     "Change": "record",
+    "Checkpoint": "checkpoint",
     "ClientState": "client",
     "ClientStates": "client",
     "Clients": "clients",

@@ -11,7 +11,6 @@ from celery import Celery, Task, shared_task
 from celery._state import get_current_task
 from celery.utils.imports import symbol_by_name
 
-from celery_statekit import reporter
 from celery_statekit.backends import ONE_WRITE
 from celery_statekit.errors import InvalidInput, SetupTooLate
 from celery_statekit.result import StatefulResult
@@ -127,7 +126,11 @@ def stateful(
 
 
 def track(
-    iterable: Iterable[Item], message: str = "", total: float | None = None
+    iterable: Iterable[Item],
+    message: str = "",
+    total: float | None = None,
+    *,
+    resume: bool | str = False,
 ) -> Iterator[Item]:
     """Iterate, and report each item finished as the progress of the running task.
 
@@ -138,10 +141,12 @@ def track(
         iterable: what to iterate.
         message: what is being done.
         total: how many items; ``len(iterable)`` if it has one.
+        resume: as that of ``self.track``: pass over what earlier attempts finished.
     """
     task = get_current_task()
     request = getattr(task, "request_stack", None) and task.request_stack.top
     attempt = getattr(request, "statekit", None)
     if attempt is None:
         return iter(iterable)
-    return reporter.track(attempt.reporter, iterable, message, total)
+    tracked: Iterator[Item] = attempt.track(iterable, message, total, resume=resume)
+    return tracked

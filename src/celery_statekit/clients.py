@@ -119,6 +119,7 @@ class Clients(Generic[Client]):
         ttl: seconds after its last write that a client is kept; None: until it is deleted.
         prefix: first part of every key; an app's own setting if None.
         deadline: seconds in which an update is applied or refused; the app's setting if None.
+        now: the writer's clock in epoch seconds, for what people read.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Clients(Generic[Client]):
         ttl: float | None = None,
         prefix: str | None = None,
         deadline: float | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
         given: object = client
         if not (isinstance(given, type) and issubclass(given, ClientState)):
@@ -153,6 +155,7 @@ class Clients(Generic[Client]):
         self.ttl = ttl
         self.prefix = "statekit" if prefix is None else _checked_prefix(prefix)
         self.deadline = deadline or 5.0
+        self.now = now
 
     def key(self, id: str) -> str:
         """The key of the client's record.
@@ -422,7 +425,7 @@ class Clients(Generic[Client]):
         )
 
     def _changes(self, client: Client, before: int, version: int) -> tuple[Change, ...]:
-        at = time.time()
+        at = self.now()
         return tuple(
             Change(
                 number=number,

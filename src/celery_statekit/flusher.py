@@ -113,6 +113,7 @@ class Flusher:
             self._start()
             # Short tasks come and go before it: none of them wakes the thread.
             if at < self._wakes_at:
+                self._wakes_at = at
                 self._wake.notify_all()
 
     def hurry(self, reports: Reports) -> None:
@@ -149,13 +150,18 @@ class Flusher:
         if threading.current_thread() is self._thread:
             self._carry_out(call)  # nobody else would do it while this waits
             return True
-        stuck = self._given_up is not None and not self._given_up.tried.is_set()
-        if not self._add(call) or stuck or patience <= 0:
+        stuck = self.is_stuck
+        if not self._add(call) or stuck:
             return False
-        if call.tried.wait(patience):
+        if patience > 0 and call.tried.wait(patience):
             return True
         self._given_up = call
         return False
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a call that nobody waits for any more is not done yet."""
+        return self._given_up is not None and not self._given_up.tried.is_set()
 
     def insist(self, function: Callable[[], object]) -> bool:
         """Have ``function`` called in a moment, and again until the store has taken it.
@@ -247,9 +253,7 @@ class Flusher:
         this_thread.in_background = True
         while True:
             with self._wake:
-                while (pause := self._until_next()) is None or pause > 0:
-                    self._wakes_at = math.inf if pause is None else self._clock() + pause
-                    self._wake.wait(pause)
+                self._sleep()
                 now, self._wakes_at = self._clock(), 0.0
                 this_thread.last_chance = self._ending
                 calls, due = self._take(now), [r for r, at in self._watched.items() if at <= now]
@@ -263,11 +267,20 @@ class Flusher:
             for reports in due:
                 self._flush(reports)
 
-    def _until_next(self) -> float | None:
+    def _sleep(self) -> None:
+        while (due := self._next()) > (now := self._clock()):
+            # Though what it was to wake for has come and gone it stays as it is: else each short
+            # run would wake the thread again, and its own thread would wait for the interpreter.
+            if not now < self._wakes_at <= due:
+                self._wakes_at = due
+            self._wake.wait(None if self._wakes_at == math.inf else self._wakes_at - now)
+
+    def _next(self) -> float:
+        """When something is due; infinity: nothing is watched, and nothing waits."""
         if self._calls:
             return 0.0
         moments = [*self._watched.values(), *(call.at for call in self._insisted)]
-        return min(moments) - self._clock() if moments else None
+        return min(moments, default=math.inf)
 
     def _due(self, now: float) -> list[_Call]:
         return [*self._calls, *(call for call in self._insisted if call.at <= now)]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, Final
 from weakref import WeakSet
 
@@ -18,17 +19,21 @@ from celery import Celery, signals
 from celery._state import _get_active_apps, get_current_task
 from celery.exceptions import NotRegistered
 
+from celery_statekit.breaker import AWAY
 from celery_statekit.errors import (
     InvalidId,
     InvalidSetting,
     StatekitError,
     StoreNotConfigured,
+    brief,
     error_facts,
     sentence,
 )
 from celery_statekit.flusher import PATIENCE, end_process, flusher
 from celery_statekit.record import check_id
 from celery_statekit.settings import Settings
+from celery_statekit.signals import state_changed
+from celery_statekit.tracker import PostedTask, Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +42,10 @@ QUEUED: Final = "statekit_queued"
 
 
 class _Publisher(threading.local):
-    """The app whose task is being published in this thread."""
+    """What is being published in this thread, by an app with stateful tasks."""
 
     app: Celery | None = None
-    #: Id of the message that is being sent.
-    id: str = ""
+    pending: _Pending | None = None
 
 
 publisher: Final = _Publisher()
@@ -54,17 +58,97 @@ def take_up(app: Celery) -> None:
     if app in stateful_apps:
         return
     stateful_apps.add(app)
-    send = app.send_task
+    own = vars(app).get("send_task")
 
-    @wraps(send)
+    @wraps(app.send_task)
     def send_task(*args: Any, **options: Any) -> Any:
-        before, publisher.app = publisher.app, app
+        # Asked of the class each time: others put theirs there later (Sentry).
+        send = own or partial(type(app).send_task, app)
+        # A receiver of Celery's signals may publish another task before this one is sent.
+        before = publisher.app, publisher.pending
+        publisher.app, publisher.pending = app, None
         try:
             return send(*args, **options)
+        except Exception:
+            if publisher.pending is not None:
+                publisher.pending.withdraw()
+            raise
         finally:
-            publisher.app = before
+            pending = publisher.pending
+            publisher.app, publisher.pending = before
+            if pending is not None:
+                pending.settle()
 
     app.send_task = send_task
+
+
+class _Pending:
+    """PENDING of one message that is being published."""
+
+    def __init__(self, tracker: Tracker, id: str, task: str, facts: Mapping[str, Any]) -> None:
+        #: What saves the run a read; "" where it is not known to be written.
+        self.guess = ""
+        self._id = id
+        self._tracker = tracker
+        self._post = partial(tracker.post, id, task, **facts)
+        self._queue = partial(tracker.queue, id, task, **facts)
+        #: What the store has not answered yet.
+        self._posted: PostedTask | None = None
+        #: Whether the store may hold it, and not that of an earlier message.
+        self._is_there = self._late = False
+
+    def post(self) -> bool:
+        """Send it to the store, and wait for nothing; False where that cannot be done."""
+        if not flusher().is_stuck:
+            self._posted = self._post()
+        if self._posted is None:
+            return False
+        self.guess, self._is_there = self._posted.guess, True
+        self._queue = partial(self._queue, since=self._posted.at)
+        return True
+
+    def write(self, patience: float) -> None:
+        """Have it written, in ``patience`` seconds; else that goes on in the background, or not."""
+        breaker = self._tracker.breaker
+        if breaker.refuses:
+            breaker.skip()
+            return
+        self._is_there = True
+        # What finds out whether the store is back keeps no publisher waiting.
+        flusher().call(self._write, 0.0 if breaker.is_open else patience)
+        self._late = True  # until here hardly anybody can have run it
+
+    def settle(self) -> None:
+        """See what has become meanwhile of what was sent."""
+        posted, self._posted = self._posted, None
+        if posted is None:
+            return
+        deadline = time.monotonic() + PATIENCE
+        try:
+            if not posted.is_written(PATIENCE):
+                # Of that id something is known already, from before this message.
+                self.write(deadline - time.monotonic())
+        except AWAY:
+            flusher().call(partial(self._settle, posted), 0.0)  # it was waited for
+        except StatekitError:
+            logger.exception("PENDING of %s is not recorded", brief(self._id))
+
+    def withdraw(self) -> None:
+        """The message has failed to leave: it is not PENDING."""
+        self.settle()
+        if self._is_there:
+            flusher().call(self._unqueue, PATIENCE, insists=True)
+
+    def _write(self) -> None:
+        self.guess = self._queue(late=self._late)
+        self._is_there = self.guess != ""
+
+    def _settle(self, posted: PostedTask) -> None:
+        self._is_there = posted.settle()
+
+    def _unqueue(self) -> None:
+        if self._is_there:
+            self._tracker.unqueue(self._id)
 
 
 def client_of(headers: Mapping[str, Any] | None) -> str:
@@ -98,50 +182,48 @@ def _publishing(
     app = _publishing_app(sender)
     if app is None or headers.get("retries"):
         return
-    publisher.id = headers["id"]
-    due_at, expires_at = _moment(headers.get("eta")), _moment(headers.get("expires"))
-
-    queued: list[str] = []
-    sent = False
-
-    def write() -> None:
-        queued.append(
-            Settings.of(app).tracker.queue(
-                headers["id"],
-                sender,
-                client_id=client,
-                due_at=due_at,
-                expires_at=expires_at,
-                late=sent,
-            )
-        )
-
-    try:  # until here nobody can have run it
-        breaker = Settings.of(app).tracker.breaker
-        if breaker.refuses:
-            breaker.skip()
-        else:
-            # What finds out whether the store is back keeps no publisher waiting.
-            done = flusher().call(write, 0.0 if breaker.is_open else PATIENCE)
-            if done and queued and queued[0]:
-                headers[QUEUED] = queued[0]
+    facts = {
+        "client_id": client,
+        "due_at": _moment(headers.get("eta")),
+        "expires_at": _moment(headers.get("expires")),
+    }
+    try:
+        pending = _Pending(Settings.of(app).tracker, headers["id"], sender, facts)
+        posts = False
+        if publisher.app is not None and publisher.pending is None:
+            # It will be seen whether the message leaves. Who hears of PENDING hears of it before.
+            publisher.pending, posts = pending, not _is_heard(app.tasks[sender])
+        if not (posts and pending.post()):
+            pending.write(PATIENCE)
+        if pending.guess:
+            headers[QUEUED] = pending.guess
     except StatekitError:
         logger.exception("PENDING of %s is not recorded", sender)
-    sent = True
 
 
-def not_sent(app: Celery) -> None:
-    """The message that was being sent has failed to leave: it is not PENDING."""
-    id, publisher.id = publisher.id, ""
-    if id:
-        flusher().call(lambda: Settings.of(app).tracker.unqueue(id), PATIENCE, insists=True)
+@signals.after_task_publish.connect(weak=False, dispatch_uid="celery_statekit.published")
+def _published(**_: Any) -> None:
+    """The message is sent: see what has become of its PENDING meanwhile."""
+    if publisher.pending is not None:
+        publisher.pending.settle()
+
+
+def _is_heard(task: Any) -> bool:
+    """Whether anybody is told of the task's changes."""
+    return bool(task.hears_changes or state_changed.has_listeners(task.name))
 
 
 @signals.worker_init.connect(weak=False, dispatch_uid="celery_statekit.init")
 def _starting(sender: Any = None, **_: Any) -> None:
     """A worker whose settings cannot be obeyed does not start: each of its tasks would fail."""
     app = getattr(sender, "app", None)
-    if app is None or app not in stateful_apps:
+    if app is None:
+        return
+    for task in [*app.tasks.values()]:
+        # app.tasks.register() does not, and the worker would end (celery 5.7 app/trace.py:381).
+        if hasattr(task, "is_stateful") and not task.__bound__:
+            task.bind(app)
+    if app not in stateful_apps:
         return
     try:
         store = Settings.of(app).store

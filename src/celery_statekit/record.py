@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,7 @@ from typing import Any, Final, TypeAlias
 from urllib.parse import quote, unquote
 
 from celery_statekit.chance import chance
+from celery_statekit.checkpoint import Checkpoint
 from celery_statekit.errors import (
     CorruptRecord,
     InvalidId,
@@ -61,12 +63,18 @@ class Limits:
                 raise InvalidInput("no amount", limit.name, value, "a whole number of 0 or more")
 
 
+#: Matches what percent-encoding leaves as it is; most ids are such.
+_IS_ENCODED: Final = re.compile(rf"[A-Za-z0-9_.-]{{1,{ID_BYTES}}}").fullmatch
+
+
 def encode_id(id: str) -> str:
     """``id`` as it stands in a key: injective, ASCII, without separator or control character.
 
     Percent-encoding (RFC 3986) of everything but unreserved characters. Over 200 bytes it is
     ``~`` and the SHA-256, which no encoded id starts with (``~`` is encoded as ``%7E``).
     """
+    if _IS_ENCODED(id):
+        return id
     encoded = id.encode("utf-8", "surrogatepass")
     if len(encoded) > ID_BYTES:
         import hashlib  # noqa: PLC0415 - such an id is rare
@@ -230,6 +238,8 @@ class TaskState:
     progress: Progress | None = None
     #: Progress of the run before it.
     last_progress: Progress | None = None
+    #: What its runs have left for the next one to resume from; kept after the end.
+    checkpoint: Checkpoint | None = None
     #: ``{"type": ..., "message": ...}`` of the exception behind RETRY or FAILURE.
     error: Mapping[str, str] | None = None
     #: When the next run is due (RETRY with a countdown, PENDING with an eta); epoch seconds.
@@ -279,7 +289,7 @@ class TaskState:
         document: dict[str, Any] = {
             stored: value for name, stored in _TASK_NAMES if (value := held[name])
         }
-        for part in ("progress", "last"):
+        for part in ("progress", "last", "checkpoint"):
             if part in document:
                 document[part] = document[part].to_dict()
         if self.id == id_of(key):
@@ -335,6 +345,7 @@ _TASK_FIELDS: Final[_Fields] = {
     "reason": ("why", _text),
     "progress": ("progress", Progress.from_dict),
     "last_progress": ("last", Progress.from_dict),
+    "checkpoint": ("checkpoint", Checkpoint.from_dict),
     "error": ("error", _texts),
     "due_at": ("due", _moment),
     "queued_at": ("queued", _moment),

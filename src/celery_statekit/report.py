@@ -9,12 +9,21 @@ from functools import partial
 from traceback import format_exc
 from typing import Any
 
+from celery import VERSION as CELERY
 from celery import states as celery_states
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Reject, SoftTimeLimitExceeded
 
 from celery_statekit.backends.onewrite import OneWrite, Verdict, one_write
 from celery_statekit.breaker import AWAY
-from celery_statekit.errors import AttemptEnded, ReportedFailure, StaleAttempt, StatekitError, brief
+from celery_statekit.errors import (
+    AttemptEnded,
+    ReportedFailure,
+    StaleAttempt,
+    StatekitError,
+    brief,
+    error_facts,
+    sentence,
+)
 from celery_statekit.flusher import flusher
 from celery_statekit.progress import Progress
 from celery_statekit.record import TaskState
@@ -58,6 +67,8 @@ class Report:
             request.ignore_result if "ignore_result" in vars(request) else task.ignore_result
         )
         self._mirrors = not self.ignored and not request.is_eager
+        self._own_backend = task.own_backend
+        self._one_write = one_write(self._own_backend, attempt.tracker.store)
 
     def __str__(self) -> str:
         return f"{self.attempt.task}[{brief(self.attempt.id)}]"
@@ -169,10 +180,6 @@ class Report:
             return None
         return one.to_store(state.id, result, name, traceback, self._request)
 
-    @property
-    def _one_write(self) -> OneWrite | None:
-        return one_write(self._task.own_backend, self.attempt.tracker.store)
-
     # --- elsewhere: after the record -----------------------------------------------------------
 
     def close(self) -> None:
@@ -194,7 +201,7 @@ class Report:
     @property
     def late_is_refused(self) -> bool:
         """Whether the backend keeps what a mirror writes late from standing over an end."""
-        return isinstance(self._task.own_backend, OneWrite)
+        return isinstance(self._own_backend, OneWrite)
 
     def mirror(self) -> None:
         """Show the newest state and progress, if this is still the current run."""
@@ -215,7 +222,7 @@ class Report:
             self.attempt.shown = max(self.attempt.shown, state.version)
 
     def _is_mirrored(self, name: str, meta: Any) -> bool:
-        backend, attempt, request = self._task.own_backend, self.attempt, self._request
+        backend, attempt, request = self._own_backend, self.attempt, self._request
         if isinstance(backend, OneWrite):
             fence = partial(attempt.confirm, only_looks=True)
             return backend.show(attempt.id, meta, name, request, fence=fence)
@@ -228,7 +235,7 @@ class Report:
         if self._mirrors:
             state = self.attempt.state
             try:
-                self._task.own_backend.store_result(
+                self._own_backend.store_result(
                     state.id, started_meta(state), celery_states.STARTED, request=self._request
                 )
             except SoftTimeLimitExceeded:
@@ -243,7 +250,7 @@ class Report:
         """
         if self._mirrors:
             try:
-                self._task.own_backend.mark_as_retry(
+                self._own_backend.mark_as_retry(
                     self.attempt.id, cause, format_exc() if cause else None, request=self._request
                 )
             except SoftTimeLimitExceeded:
@@ -257,7 +264,21 @@ class Report:
         exc: BaseException = ReportedFailure(meta)
         if isinstance(meta, Mapping) and meta.get("exc_type"):
             # What Celery itself makes of such a meta when it is read.
-            exc = self._task.own_backend.exception_to_python(dict(meta)) or exc
+            exc = self._own_backend.exception_to_python(dict(meta)) or exc
+        self.end(exc, state)
+
+    def reject(self, exc: Reject) -> None:
+        """REJECTED until the message comes again; FAILURE where it does not."""
+        if not exc.requeue and CELERY < (5, 7):
+            # From then on the worker's main process tells Celery (celery 5.7 worker/request.py:681).
+            self.retried = False  # or its message could not be sent
+            self.end(exc)
+            return
+        state = "REJECTED" if exc.requeue else "FAILURE"
+        self.attempt.leave(state, reason=sentence(exc), error=error_facts(exc))
+
+    def end(self, exc: BaseException, state: str = celery_states.FAILURE) -> None:
+        """End as ``exc`` says, in the record and for Celery."""
         self._task.backend.mark_as_failure(
             self.attempt.id, exc, request=self._request, store_result=self._mirrors, state=state
         )

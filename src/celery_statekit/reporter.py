@@ -19,10 +19,11 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain
-from types import GeneratorType
+from itertools import chain, islice
+from types import GeneratorType, MappingProxyType
 from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
 
+from celery_statekit.checkpoint import check_new
 from celery_statekit.errors import InvalidInput, InvalidProgress
 from celery_statekit.frozen import changed
 from celery_statekit.progress import (
@@ -49,6 +50,7 @@ _TICKS: Final = ("",) * 1024
 #: Over this an ``int`` takes the way of all other numbers: it may have no float.
 _SMALL: Final = 2**53
 _KEPT: Final[Any] = object()
+_NONE: Final[Mapping[str, int]] = MappingProxyType({})
 
 
 class Reporter:
@@ -66,6 +68,7 @@ class Reporter:
         "__weakref__",
         "_clock",
         "_highest",
+        "_named",
         "_phase",
         "_plan",
         "_planned",
@@ -82,6 +85,8 @@ class Reporter:
         self._plan: tuple[tuple[str, float], ...] = ()
         self._planned = False
         self._running: list[_Track] = []
+        #: Tracks whose place is kept, and under which name.
+        self._named: tuple[tuple[str, _Track], ...] = ()
         #: Generators that somebody still holds.
         self._sources: weakref.WeakSet[Generator[Any, Any, Any]] = weakref.WeakSet()
         self._stopped: BaseException | None = None
@@ -114,6 +119,13 @@ class Reporter:
         """Whether nothing was reported yet."""
         phase = self._phase
         return phase.shown is NOTHING and not phase.count and phase.track is None
+
+    @property
+    def finished(self) -> Mapping[str, int]:
+        """How many items each track with a name has finished, and skipped. From any thread."""
+        if not self._named:
+            return _NONE
+        return {name: track.skipped + track.done() for name, track in self._named}
 
     def update(self, n: SupportsFloat = 1) -> None:
         """Add ``n`` items to what is done."""
@@ -234,7 +246,13 @@ class Reporter:
         )
 
     def track(
-        self, iterable: Iterable[_T], message: str = "", total: SupportsFloat | None = None
+        self,
+        iterable: Iterable[_T],
+        message: str = "",
+        total: SupportsFloat | None = None,
+        *,
+        name: str | None = None,
+        skip: int = 0,
     ) -> Iterator[_T]:
         """Iterate over ``iterable`` and count its items.
 
@@ -252,10 +270,13 @@ class Reporter:
             iterable: what to iterate over.
             message: what is being done, in words; "": the message before stays.
             total: how many items there are; None: its length, or the length it hints at.
+            name: under which ``finished`` says how many items are done; None: it does not.
+            skip: how many items were done before; they are passed over, and counted.
 
         Raises:
             InvalidProgress: ``message`` or ``total`` means nothing.
-            InvalidInput: ``iterable`` can only be iterated over with ``async for``.
+            InvalidInput: ``iterable`` can only be iterated over with ``async for``; or another
+                track has the name.
             TypeError: ``iterable`` is not iterable.
         """
         if hasattr(iterable, "__aiter__") and not hasattr(iterable, "__iter__"):
@@ -264,14 +285,18 @@ class Reporter:
         known = _length(iterable) if total is None else checked_number(total, "total")
         message = checked_text(message, "message")
         source = iter(iterable)
-        track = _Track(source, message, known)
+        track = _Track(source, message, known, skip)
+        if name is not None:
+            check_new(name, [taken for taken, _ in self._named])
+            self._named = (*self._named, (name, track))
         if isinstance(source, GeneratorType):
             self._sources.add(source)
         # {}.get(tick, item) is item, at the least cost of all calls in C that give their second.
         second = cast("Callable[[str, _T], _T]", {}.get)
         # map asks its iterators in this order: a tick, then an item.
         ticks = self._ticks(track)
-        return map(second, chain.from_iterable(ticks), chain(source, _closing(ticks)))
+        items = islice(source, skip, None) if skip else source
+        return map(second, chain.from_iterable(ticks), chain(items, _closing(ticks)))
 
     def snapshot(self) -> Progress:
         """How far it is now. From any thread.
@@ -331,11 +356,12 @@ class Reporter:
 
     def _begin(self, track: _Track) -> None:
         phase = self._phase
-        count: float = 0
+        count: float = track.skipped
         total = track.total
         if phase.shown.step and phase.over:
-            count = phase.done()
-            total = None if total is None else count + total
+            before = phase.done()
+            count += before
+            total = None if total is None else before + total
             total = phase.shown.total if phase.fixed else total
         message = track.message or phase.shown.message
         shown = replace(phase.shown, total=total, message=message)
@@ -448,13 +474,17 @@ class _Phase:
 class _Track:
     """Where one running ``track()`` is. The loop alone holds the source and the iterator."""
 
-    __slots__ = ("_chunk", "final", "message", "source", "total")
+    __slots__ = ("_chunk", "final", "message", "skipped", "source", "total")
 
-    def __init__(self, source: Iterator[Any], message: str, total: float | None) -> None:
+    def __init__(
+        self, source: Iterator[Any], message: str, total: float | None, skipped: int
+    ) -> None:
         #: The source if it is a generator.
         self.source = weakref.ref(source) if isinstance(source, GeneratorType) else None
         self.message = message
         self.total = total
+        #: Items that were done before; they are not counted among those done.
+        self.skipped = skipped
         #: Items done, once it has ended.
         self.final: int | None = None
         #: Ticks taken before this chunk, the chunk, and what ``interrupt`` took away of it.

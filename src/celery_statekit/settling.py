@@ -29,6 +29,7 @@ def write_settled(
     labels: Labels,
     beside: Beside | None = None,
     until: float = math.inf,
+    doubt: AmbiguousWrite | None = None,
 ) -> bool:
     """As ``store.write``, but where the reply is lost it is found out what became of the write.
 
@@ -37,13 +38,13 @@ def write_settled(
 
     Args:
         until: moment of ``time.monotonic()`` after which nothing more is asked of the store.
+        doubt: what this very write has ended in before.
 
     Raises:
         AmbiguousWrite: that cannot be told, for the record is gone or far ahead by now, or the
             moment is over.
     """
-    write = _writing(store, beside)
-    doubt: AmbiguousWrite | None = None
+    write = store.write if beside is None else _writing_beside(store, beside)
     for _ in range(TRIES):
         try:
             if write(record, expect=expect, changes=changes, ttl=ttl, labels=labels):
@@ -65,9 +66,7 @@ def write_settled(
     raise doubt or AssertionError
 
 
-def _writing(store: Store, beside: Beside | None) -> Callable[..., bool]:
-    if beside is None:
-        return store.write
+def _writing_beside(store: Store, beside: Beside) -> Callable[..., bool]:
     return partial(cast("WritesBeside", store).write_beside, beside=beside)
 
 

@@ -8,7 +8,7 @@ weakly unless connected with ``weak=False``, as all of Celery's.
 Where each fires: in the process that wrote. PENDING in the publisher; STARTED, declared states,
 RETRY, IGNORED, REJECTED and the ends of a run in the process that runs the task (prefork: the
 pool child); the end of a run whose process died, and REVOKED, in the worker's main process;
-progress in the flusher's thread of the process that runs the task.
+progress in a thread of its own of the process that runs the task.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from copy import deepcopy
@@ -22,7 +21,6 @@ from celery import states as celery_states
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.nodenames import gethostname
 
-from celery_statekit import reporter
 from celery_statekit.backends import GuardedBackend
 from celery_statekit.breaker import log_failure
 from celery_statekit.errors import (
@@ -39,7 +37,7 @@ from celery_statekit.errors import (
 )
 from celery_statekit.flusher import flusher
 from celery_statekit.frozen import changed
-from celery_statekit.listeners import QUEUED, client_of, not_sent, publisher, take_up
+from celery_statekit.listeners import QUEUED, client_of, take_up
 from celery_statekit.progress import Progress, check_nesting
 from celery_statekit.record import REPLACED, Change, TaskState, check_id
 from celery_statekit.report import Report
@@ -82,6 +80,12 @@ class StatefulTask(Task):
     shows_started: ClassVar[bool] = False
     #: Whether a base class between this one and Celery's has a ``__call__`` of its own.
     _calls_super: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # A class says it as the decorator does; it would hide the method by which Celery binds.
+        if isinstance(vars(cls).get("bind"), bool):
+            del cls.bind
 
     @classmethod
     def on_bound(cls, app: Celery) -> None:
@@ -180,16 +184,61 @@ class StatefulTask(Task):
         return self._attempt("progress").reporter
 
     def track(
-        self, iterable: Iterable[Item], message: str = "", total: float | None = None
+        self,
+        iterable: Iterable[Item],
+        message: str = "",
+        total: float | None = None,
+        *,
+        resume: bool | str = False,
     ) -> Iterator[Item]:
         """Iterate, and report each item that was finished.
+
+        With ``resume`` the items are passed over that earlier attempts of the task finished: those
+        whose successor was asked for before the last write of that attempt that reached the store.
+        A place is written with the progress (every ``statekit_progress_interval`` seconds), and
+        with each ``enter`` and ``checkpoint``; when a run is left by an exception, with its end.
+        So after a retry each item is skipped that was finished; after the death of a process the
+        last ones, and always the one that was in the body of the loop, may be done again.
+        It is on the task that the items are the same, in the same order.
 
         Args:
             iterable: what to iterate.
             message: what is being done.
-            total: how many items; ``len(iterable)`` if it has one.
+            total: how many items, those passed over included; ``len(iterable)`` if it has one.
+            resume: True; or a name, where several tracks of a run resume: each has its own.
+
+        Raises:
+            InvalidInput: ``resume`` is no name, or that of another track of this run.
+            StoreError: what the attempts before left cannot be read; only with ``resume``.
         """
-        return reporter.track(self.progress, iterable, message, total)
+        return self._attempt("track").track(iterable, message, total, resume=resume)
+
+    def checkpoint(self, value: Any) -> None:
+        """The next attempt finds ``value`` as its ``last_checkpoint``: it is written when this returns.
+
+        Args:
+            value: JSON, of at most a quarter of ``statekit_record_bytes`` (64 KiB). It takes the
+                place of what was left before; None leaves nothing.
+
+        Raises:
+            InvalidInput: it is no JSON (``PayloadTooLarge``: it is too large); nothing was changed.
+            StaleAttempt: a newer run of the task has taken over.
+            StoreError: it could not be written; what was left before is still there.
+            NotRunning: no run of this task is going on in this thread.
+        """
+        self._attempt("checkpoint").checkpoint(value)
+
+    @property
+    def last_checkpoint(self) -> Any:
+        """What the last attempt that made a checkpoint left, before this one began; a copy.
+
+        It is the same for the whole run, whatever checkpoints that makes; None for a first attempt.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        left = self._attempt("last_checkpoint").left()
+        return None if left is None else deepcopy(left.value)
 
     def clients(self, client: type[Client]) -> Clients[Client]:
         """The stored clients of a class, as this run updates them."""
@@ -210,6 +259,12 @@ class StatefulTask(Task):
 
     def on_state_change(self, change: Change) -> None:
         """Called with each change of this task after it was written, where it was written."""
+
+    @property
+    def hears_changes(self) -> bool:
+        """Whether this task has an :meth:`on_state_change` of its own."""
+        hook = getattr(self.on_state_change, "__func__", None)
+        return hook is not StatefulTask.on_state_change
 
     def on_progress(self, progress: Progress) -> None:
         """Called with each progress after it was written, in a thread that runs such calls only."""
@@ -404,10 +459,9 @@ class StatefulTask(Task):
             return
         if isinstance(exc, Retry):
             if attempt.state.state != "RETRY":
-                self._leave_for_retry(attempt, exc.exc, _due_at(exc.when))
+                self._leave_for_retry(attempt, exc.exc, _due_at(exc.when, attempt))
         elif isinstance(exc, Reject):
-            end = "REJECTED" if exc.requeue else "FAILURE"
-            attempt.leave(end, reason=sentence(exc), error=error_facts(exc))
+            report.reject(exc)
         elif isinstance(exc, Ignore):
             if report.reported:
                 report.end_as_reported()
@@ -460,7 +514,7 @@ class StatefulTask(Task):
         flusher().forget(report)
         beside = report.to_store(partial(report.retrying, report.cause))
         try:
-            due_at = _due_at(countdown if eta is None else eta)
+            due_at = _due_at(countdown if eta is None else eta, report.attempt)
             self._leave_for_retry(report.attempt, report.cause, due_at, beside)
             if beside is None:
                 report.mirror_retry(report.cause)
@@ -531,14 +585,7 @@ class StatefulTask(Task):
         shown = self._hydration and self._hydration.redacted(args or (), kwargs or {})
         if shown:
             options["argsrepr"], options["kwargsrepr"] = shown
-        before, publisher.app, publisher.id = publisher.app, app, ""
-        try:
-            return super().apply_async(args, kwargs, *positional, **options)
-        except Exception:
-            not_sent(app)
-            raise
-        finally:
-            publisher.app = before
+        return super().apply_async(args, kwargs, *positional, **options)
 
     def apply(self, *args: Any, client_id: str | None = None, **options: Any) -> Any:
         """As Celery's: run it here and now; recorded like any other run."""
@@ -582,18 +629,19 @@ def _hydration_of(task: type[StatefulTask]) -> Hydration | None:
 
 
 def _handed_out(state: TaskState) -> TaskState:
-    """``state``, whose fields of a newer release the caller may change without changing ours."""
-    return changed(state, extra=deepcopy(state.extra) if state.extra else {})
+    """``state``, of which the caller may change what can be changed without changing ours."""
+    extra = deepcopy(state.extra) if state.extra else {}
+    return changed(state, extra=extra, checkpoint=state.checkpoint and deepcopy(state.checkpoint))
 
 
 def _with_client(options: dict[str, Any], client_id: str) -> dict[str, Any]:
     return {**(options.get("headers") or {}), "client_id": check_id(client_id)}
 
 
-def _due_at(when: object) -> float | None:
+def _due_at(when: object, attempt: Attempt) -> float | None:
     if isinstance(when, datetime):
         return when.timestamp()
-    return time.time() + when if isinstance(when, (int, float)) else None
+    return attempt.tracker.now() + when if isinstance(when, (int, float)) else None
 
 
 def _as_details(meta: Any, limit: int) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, NoReturn, TypeAlias, TypeVar
 
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.dispatch import Signal
@@ -21,12 +21,15 @@ from celery.utils.dispatch import Signal
 from celery_statekit import signals
 from celery_statekit.breaker import Breaker
 from celery_statekit.chance import chance
+from celery_statekit.checkpoint import Checkpoint, checked_value, name_of, with_finished, with_value
 from celery_statekit.errors import (
+    AmbiguousWrite,
     AttemptEnded,
     ContentionTimeout,
     CorruptRecord,
     IllegalTransition,
     InvalidInput,
+    NotRunning,
     PayloadTooLarge,
     StaleAttempt,
     StateRegressed,
@@ -38,19 +41,23 @@ from celery_statekit.progress import NOTHING, Progress, check_nesting
 from celery_statekit.record import (
     FORGOTTEN,
     FORMAT,
+    REPLACED,
     Change,
     Record,
     TaskState,
     cut_text,
     dump_json,
+    id_of,
     task_key,
 )
 from celery_statekit.reporter import Reporter
 from celery_statekit.settling import write_settled
 from celery_statekit.states import ENDS, WAITING, Flow
-from celery_statekit.stores.base import Beside, Labels, Store
+from celery_statekit.stores.base import Beside, Labels, Posted, Posts, Store
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 #: How long, in seconds, a write may go on losing races before it gives up.
 DEADLINE: Final = 5.0
@@ -67,6 +74,9 @@ _QUEUED_RECORD: Final = Record(key="", version=1, incarnation="", document={})
 _QUEUED: Final = re.compile(
     r"(\d{1,3}:[0-9a-f]{8}) ([0-9a-f]{8}) ([0-9a-f]{8}) (\d{1,10}\.\d{1,6})", re.ASCII
 )
+
+#: Shapes of the PENDING records that this release writes.
+_queued_shapes: Final[dict[tuple[bool, bool], str]] = {}
 
 #: How many ids of its latest writes a task's record keeps: few write it at a time.
 KEPT: Final = 4
@@ -90,6 +100,24 @@ class _Written(NamedTuple):
     record: Record
     state: TaskState
     change: Change | None
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The change, if any, as stores take them."""
+        return () if self.change is None else (self.change,)
+
+    @property
+    def labels(self) -> Labels:
+        """What the record is found by."""
+        return Labels(self.state.state, self.state.client_id)
+
+    @property
+    def guess(self) -> str:
+        """The PENDING record as a message says it; "" where it is none."""
+        record, at = self.record, self.state.queued_at
+        if self.change is None or at is None or record.version > 1:
+            return ""
+        return f"{_shape(record.document)} {record.incarnation} {record.writes[-1]} {at!r}"
 
     def is_lost(self, found: Record | None) -> bool:
         """Whether ``found``, read later, is from before this: the store went back.
@@ -156,10 +184,12 @@ class Tracker:
         due_at: float | None = None,
         expires_at: float | None = None,
         late: bool = False,
+        since: float | None = None,
     ) -> str:
         """A message of the task was published: PENDING, unless it is known already.
 
         ``late`` says that it was sent before this: a run may have begun, and even been forgotten.
+        ``since`` says when: of one that has begun later it is known that it is the message's.
 
         The record lives until the later of ``due_at`` and ``expires_at`` plus the time that ends
         are kept, so that purged and lost messages leave nothing for ever.
@@ -171,31 +201,54 @@ class Tracker:
         def decide(state: TaskState) -> TaskState | None:
             if state.forgotten and not late:
                 state = changed(_NOBODY, id=id, attempt=state.attempt)
-            if state.final and not late:
+            if state.final and not late and (since is None or (state.started_at or 0.0) < since):
                 logger.warning(
                     "%s[%s] was sent again after its end (%s): it will not run",
                     task,
                     brief(id),
                     state.state,
                 )
-            if state.known:
-                return None
-            return changed(
-                state,
-                task=task,
-                state="PENDING",
-                client_id=client_id,
-                due_at=_to_microseconds(due_at),
-                queued_at=self.now(),
-            )
+            return None if state.known else self._queued(state, task, client_id, due_at)
 
-        ahead = max(due_at or 0.0, expires_at or 0.0) - self.now()
-        written = self._commit(id, decide, ttl=self._after(ahead), fresh=True)
-        record, state = written.record, written.state
-        if written.change is None or state.queued_at is None or record.version > 1:
-            return ""
-        shape = _shape(record.document)
-        return f"{shape} {record.incarnation} {record.writes[-1]} {state.queued_at!r}"
+        ttl = self._until(due_at, expires_at)
+        return self._commit(id, decide, ttl=ttl, fresh=True).guess
+
+    def post(
+        self,
+        id: str,
+        task: str,
+        *,
+        client_id: str = "",
+        due_at: float | None = None,
+        expires_at: float | None = None,
+    ) -> PostedTask | None:
+        """As :meth:`queue`, of a message that is being published; the store is not waited for.
+
+        None where that cannot be done at once: then nothing was done.
+        """
+        if self.breaker.is_open or not isinstance(self.store, Posts):
+            return None
+        nobody = changed(_NOBODY, id=id)
+        pending = self._queued(nobody, task, client_id, due_at)
+        new = self._next(self.key(id), None, nobody, pending)
+        ttl = self._until(due_at, expires_at)
+        posted = self.store.post(new.record, changes=new.changes, ttl=ttl, labels=new.labels)
+        return None if posted is None else PostedTask(self, new, posted, ttl)
+
+    def _queued(
+        self, state: TaskState, task: str, client_id: str, due_at: float | None
+    ) -> TaskState:
+        return changed(
+            state,
+            task=task,
+            state="PENDING",
+            client_id=client_id,
+            due_at=_to_microseconds(due_at),
+            queued_at=self.now(),
+        )
+
+    def _until(self, due_at: float | None, expires_at: float | None) -> float | None:
+        return self._after(max(due_at or 0.0, expires_at or 0.0) - self.now())
 
     def unqueue(self, id: str) -> None:
         """The message was not sent after all: the record goes, unless a run has begun."""
@@ -273,7 +326,11 @@ class Tracker:
             source="record",
         )
         key = self.key(state.id)
-        if shape != _shape(pending.to_document(key)):
+        # What decides which fields it has.
+        kind = (state.client_id != "", id_of(key) == state.id)
+        if kind not in _queued_shapes:
+            _queued_shapes[kind] = _shape(pending.to_document(key))
+        if shape != _queued_shapes[kind]:
             return None  # another release has written it, or more is known of it
         record = changed(_QUEUED_RECORD, key=key, incarnation=incarnation, writes=(write,))
         return _Written(record, pending, None)
@@ -403,23 +460,17 @@ class Tracker:
             same = beside is None and after is not None and after.state == before.state
             if after is None or (same and after == before):
                 return _Written(record or Record.first(key, {}), before, None)
-            at = self.now()
-            change = self._change(before, after, record, at, detail)
-            after = changed(
-                after,
-                version=1 if record is None else record.version + 1,
-                updated_at=at,
-                changes=change.number if change else before.changes,
-                source="record",
-            )
-            document = after.to_document(key)
-            new = (
-                Record.first(key, document) if record is None else record.next(document, kept=KEPT)
-            )
-            labels = Labels(after.state, after.client_id)
-            celerys = None if beside is None else beside(after)
-            if self._written(new, record, change, ttl, labels, celerys):
-                return _Written(new, after, change)
+            new = self._next(key, record, before, after, detail)
+            if write_settled(
+                self.store,
+                new.record,
+                expect=record,
+                changes=new.changes,
+                ttl=ttl,
+                labels=new.labels,
+                beside=None if beside is None else beside(new.state),
+            ):
+                return new
             if time.monotonic() > deadline:
                 raise ContentionTimeout(key, lost + 1, DEADLINE)
             if lost:
@@ -427,25 +478,27 @@ class Tracker:
             record = self.store.read(key)
         raise AssertionError  # pragma: no cover - the deadline comes first
 
-    def _written(
+    def _next(
         self,
-        new: Record,
-        expect: Record | None,
-        change: Change | None,
-        ttl: float | None,
-        labels: Labels,
-        beside: Beside | None,
-    ) -> bool:
-        changes = () if change is None else (change,)
-        return write_settled(
-            self.store,
-            new,
-            expect=expect,
-            changes=changes,
-            ttl=ttl,
-            labels=labels,
-            beside=beside,
+        key: str,
+        record: Record | None,
+        before: TaskState,
+        after: TaskState,
+        detail: Mapping[str, Any] | None = None,
+    ) -> _Written:
+        """What is to be written so that ``after`` follows ``before``, of which ``record`` is kept."""
+        at = self.now()
+        change = self._change(before, after, record, at, detail)
+        after = changed(
+            after,
+            version=1 if record is None else record.version + 1,
+            updated_at=at,
+            changes=change.number if change else before.changes,
+            source="record",
         )
+        document = after.to_document(key)
+        new = Record.first(key, document) if record is None else record.next(document, kept=KEPT)
+        return _Written(new, after, change)
 
     def _change(
         self,
@@ -494,6 +547,62 @@ class Tracker:
                 logger.exception("on_state_change of %s raised", change.task)
 
 
+class PostedTask:
+    """A PENDING that was sent to the store, while its message is being published."""
+
+    def __init__(
+        self, tracker: Tracker, written: _Written, posted: Posted, ttl: float | None
+    ) -> None:
+        self._tracker = tracker
+        self._written = written
+        self._posted = posted
+        self._ttl = ttl
+        self._doubt: AmbiguousWrite | None = None
+        #: When it was sent, by this process's clock.
+        self.at = written.state.updated_at
+        #: What saves the run that is told of it a read.
+        self.guess = written.guess
+
+    def is_written(self, seconds: float) -> bool:
+        """Whether the task is PENDING now; waits for the store at most ``seconds``, once.
+
+        False: something was known of its id already.
+
+        Raises:
+            StoreError: it is not known whether it is; :meth:`settle` finds out.
+        """
+        try:
+            written = self._posted.is_written(seconds)
+        except AmbiguousWrite as exc:
+            self._doubt = exc
+            raise
+        return self._told(written=written)
+
+    def settle(self) -> bool:
+        """As :meth:`is_written`, where that has raised; waits for as long as a write may take.
+
+        The same record is sent again, so that it is known where the first one was taken.
+        """
+        new = self._written
+        written = self._tracker.breaker.call(
+            lambda: write_settled(
+                self._tracker.store,
+                new.record,
+                expect=None,
+                changes=new.changes,
+                ttl=self._ttl,
+                labels=new.labels,
+                doubt=self._doubt,
+            )
+        )
+        return self._told(written=written)
+
+    def _told(self, *, written: bool) -> bool:
+        if written and self._written.change is not None:
+            self._tracker._tell(self._written.change)  # noqa: SLF001 - of the tracker
+        return written
+
+
 class Attempt:
     """One run of a task, from its claim to its end: what the run may write, and no other.
 
@@ -515,6 +624,8 @@ class Attempt:
         #: Version and incarnation to which the store went back, when that was raised.
         self._regress: tuple[int, str] | None = None
         self._state = state
+        #: What the attempts before this one left; None: nothing, or it is not claimed.
+        self._left: Checkpoint | None = None
         #: The record as who sent the message wrote it; None: it has to be read.
         self._queued = queued
         self._lock = threading.RLock()
@@ -565,6 +676,7 @@ class Attempt:
                 started_at=self.tracker.now(),
                 progress=None,
                 last_progress=state.progress or state.last_progress,
+                checkpoint=state.checkpoint and _left_for(begun.task, state),
             )
 
         with self._lock:
@@ -574,6 +686,7 @@ class Attempt:
             )
             self._written, self._state = written, written.state
             self.number = written.state.attempt
+            self._left = written.state.checkpoint
             if beside is not None:
                 self.shown = written.state.version
             return written.state
@@ -626,6 +739,8 @@ class Attempt:
         with self._lock:
             progress = self._progress()
             if progress is None or content_of(progress) == content_of(self._state.progress):
+                if self._finished_more():
+                    self._commit_unseen(lambda state: self._own(state, "progress"))
                 return None
 
             def decide(state: TaskState) -> TaskState:
@@ -633,6 +748,53 @@ class Attempt:
 
             self._commit(decide, beside=beside)
         return progress
+
+    def checkpoint(self, value: Any) -> None:
+        """The run leaves ``value`` for the next attempt, in place of what was left before.
+
+        Raises:
+            InvalidInput: it is no JSON; nothing was changed.
+            PayloadTooLarge: it takes more than a quarter of a record's bytes; nothing was changed.
+            NotRunning: the run has left already: for a retry, or for another task in its place.
+            StaleAttempt, AttemptEnded, StateRegressed, StoreError: as :meth:`enter`.
+        """
+        value = checked_value(value, self.tracker.store.limits.record_bytes)
+
+        def decide(state: TaskState) -> TaskState:
+            state = self._own(state, "a checkpoint")
+            if state.state in WAITING:
+                raise NotRunning(self.task, "checkpoint")
+            at = self.tracker.now()
+            made = with_value(state.checkpoint, value, attempt=self.number, at=at)
+            return changed(state, checkpoint=made)
+
+        self._commit_unseen(decide, urgent=True)
+
+    def left(self) -> Checkpoint | None:
+        """What the attempts before this one left; None: nothing.
+
+        Raises:
+            AttemptEnded, StoreError: it is not known, for the run could not be claimed.
+        """
+        with self._lock:
+            if self._written is None:
+                self.claim(urgent=True)
+            return self._left
+
+    def track(
+        self, iterable: Iterable[_T], message: str, total: float | None, *, resume: bool | str
+    ) -> Iterator[_T]:
+        """Iterate and report; with ``resume`` from where the last attempt was.
+
+        Raises:
+            InvalidInput: ``resume`` is no name, or that of another track of this run.
+            AttemptEnded, StoreError: as :meth:`left`; only with ``resume``.
+        """
+        if resume is False:
+            return self.reporter.track(iterable, message, total)
+        name, left = name_of(resume), self.left()
+        skip = 0 if left is None else left.finished.get(name, 0)
+        return self.reporter.track(iterable, message, total, name=name, skip=skip)
 
     def show(self, beside: BesideOf) -> None:
         """Write the state as it stands, and with it what Celery keeps of it.
@@ -786,7 +948,31 @@ class Attempt:
             self._fence(state.attempt, wanted)
         if state.final:
             raise AttemptEnded(self.task, self.id, state.state)
-        return state if state.known else self._state
+        state = state if state.known else self._state
+        finished = self.reporter.finished
+        if not finished:
+            return state
+        return changed(state, checkpoint=with_finished(state.checkpoint, finished))
+
+    def _commit_unseen(
+        self, decide: Callable[[TaskState], TaskState], *, urgent: bool = False
+    ) -> None:
+        """Write what changes nothing of what Celery keeps: it need not be shown again."""
+        with self._lock:
+            is_shown = self._written is not None and self.shown == self._state.version
+            self._commit(decide, urgent=urgent)
+            if is_shown:
+                self.shown = self._state.version
+
+    def _finished_more(self) -> bool:
+        left, finished = self._state.checkpoint, self.reporter.finished
+        return bool(finished) and with_finished(left, finished) != left
+
+
+def _left_for(task: str, state: TaskState) -> Checkpoint | None:
+    """What is left for the next attempt, if it is one of the same task and of the same work."""
+    replaced = state.state == "IGNORED" and state.reason.startswith(REPLACED)
+    return None if replaced or state.task != task else state.checkpoint
 
 
 def _shape(document: Mapping[str, Any]) -> str:

@@ -372,6 +372,16 @@ def update_state(place: Place, check: Check) -> None:
 
 
 @door()
+def checkpoint(place: Place, check: Check) -> None:
+    _in_run(place, lambda task, given: task.checkpoint(given), check)
+
+
+@door()
+def track_that_resumes(place: Place, check: Check) -> None:
+    _in_run(place, lambda task, given: task.track(**{"iterable": [1], **given}), check)
+
+
+@door()
 def clients_of_a_task(place: Place, check: Check) -> None:
     _in_run(place, lambda task, given: task.clients(given), check)
 

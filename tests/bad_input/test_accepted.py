@@ -232,6 +232,26 @@ def test_a_meta_that_celery_takes(place: Place, case: dict[str, Any]) -> None:
     assert [change.to_state for change in result.history()] == ["STARTED", "SLEEPING", "SUCCESS"]
 
 
+@cases("values")
+def test_a_checkpoint_comes_back_exactly(place: Place, case: dict[str, Any]) -> None:
+    """The next attempt, and a reader, get what was given."""
+    value = resolved(case["input"])
+    made = made_of(value)
+    got: list[Any] = []
+
+    @place.app.task(bind=True, base=StatefulTask, name="run")
+    def run(self: Any) -> None:
+        got.append(self.last_checkpoint)
+        self.checkpoint(value)
+        if not self.request.retries:
+            raise self.retry(countdown=0)
+
+    got.append(run.apply().task_state.checkpoint.value)
+
+    assert [made_of(back) for back in got] == [made_of(None), made, made]
+    assert made_of(value) == made
+
+
 @cases("states")
 def test_odd_states_can_be_drawn(case: dict[str, Any]) -> None:
     """They make a flow, whose pictures are lines of printable text."""

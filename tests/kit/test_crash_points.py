@@ -27,7 +27,10 @@ MODES = [
 ]
 
 #: Of these a process is killed, too.
-KILLED = ("publish", "claim", "enter", "success", "revoke", "update", "update once", "exclusive")
+KILLED = (
+    "publish", "publish without waiting", "claim", "enter", "success", "revoke", "update",
+    "update once", "exclusive",
+)  # fmt: skip
 
 
 def refused(act: Callable[[Case], object], case: Case) -> StatekitError | None:

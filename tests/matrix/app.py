@@ -62,6 +62,12 @@ class Place:
             return False
         return True
 
+    def wait_for(self, name: str, seconds: float = PATIENCE) -> None:
+        """Return when the mark is made, or after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while not self.mark(name).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
 
 def build(place: Place) -> Celery:
     """Make the app of ``place``, with all its tasks."""
@@ -117,11 +123,6 @@ def _add_tasks(app: Celery, place: Place, base: Any, options: dict[str, Any]) ->
     def first(self: Any) -> bool:
         return place.set_mark(f"{self.request.id}.first")
 
-    def wait_for(mark: str, seconds: float = PATIENCE) -> None:
-        deadline = time.monotonic() + seconds
-        while not place.mark(mark).exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
-
     @task("success")
     def success(self: Any) -> str:
         return "done"
@@ -170,20 +171,24 @@ def _add_tasks(app: Celery, place: Place, base: Any, options: dict[str, Any]) ->
 
     @task("outlive")
     def outlive(self: Any, seconds: float) -> str:
-        wait_for("never", seconds)
+        place.wait_for("never", seconds)
         return "outlived"
 
     @task("wait")
     def wait(self: Any) -> str:
         """Run until the test says go; a second delivery ends at once."""
         if place.set_mark(f"{self.request.id}.running"):
-            wait_for(f"{self.request.id}.go")
+            place.wait_for(f"{self.request.id}.go")
         return "done"
+
+    def wait_for_acknowledgement(self: Any) -> None:
+        """The main thread acknowledges, as before 5.7 Celery's main greenlet, when it comes to it."""
+        if place.pool in ("gevent", "threads"):
+            place.wait_for(f"{self.request.id}.go")
 
     def kill(self: Any) -> str:
         if first(self):
-            if place.pool == "threads":  # the main thread acknowledges, and may need a moment
-                wait_for(f"{self.request.id}.go")
+            wait_for_acknowledgement(self)
             os.kill(os.getpid(), signal.SIGKILL)
         return "done"
 
@@ -193,6 +198,7 @@ def _add_tasks(app: Celery, place: Place, base: Any, options: dict[str, Any]) ->
     @task("sys_exit")
     def sys_exit(self: Any) -> str:
         if first(self):
+            wait_for_acknowledgement(self)
             sys.exit(3)
         return "done"
 

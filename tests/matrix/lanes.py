@@ -75,7 +75,14 @@ class Lane:
         """Let everything of the lane happen, in a thread of its own."""
         # A message sent by a task's mere name belongs to the thread's current app.
         self.app.set_current()
-        what_happens(self)
+        try:
+            what_happens(self)
+        finally:
+            # Each thread has a result backend of its own, and Celery leaves it to its end.
+            backend = self.app.backend
+            backend.result_consumer.stop()
+            backend.result_consumer._pubsub = None  # results that go later would open it again
+            backend.client.connection_pool.disconnect()
 
     def wait_for(
         self, what: str, happened: Callable[[], object], seconds: float = DEADLINE
@@ -131,6 +138,7 @@ class Lane:
 
     def remove(self) -> None:
         """Delete what is left in the broker; Redis is emptied by its owner."""
+        self.app.close()
         name = self.place.name
         with Connection(self.place.broker_url) as connection:
             channel = connection.default_channel
@@ -223,12 +231,16 @@ class Worker:
 
         A worker that has ended has nothing more to do.
         """
-        ping = self.lane.app.control.ping
+        app = self.lane.app
+        ping, success = app.control.ping, app.tasks["matrix.success"]
         for _ in range(2):
-            assert self.lane.wait_for(
-                "turn",
-                lambda: self.process.poll() is not None or ping(destination=[self.node], timeout=1),
-            ), f"{self.node} does not answer"
+            self._wait_for_turn(lambda: ping(destination=[self.node], timeout=1))
+            if self.place.pool == "gevent":  # a greenlet of its own answers
+                self._wait_for_turn(success.delay().ready)
+
+    def _wait_for_turn(self, happened: Callable[[], object]) -> None:
+        came = self.lane.wait_for("turn", lambda: self.process.poll() is not None or happened())
+        assert came, f"{self.node} does not answer"
 
     def wait_for_log(self, text: str) -> None:
         """Wait until the worker has said ``text``."""

@@ -1,7 +1,7 @@
 """What each outcome comes to, in our record and in Celery's result, on every kind of worker.
 
 The expectations are data: ``cells.csv``, one row a cell. ``STATEKIT_MATRIX=short`` measures eight
-configurations instead of all 32.
+configurations instead of all 32. What Celery before 5.7 does otherwise is ``cells-before-5.7.csv``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from .app import Place
-from .cells import CONFIGURATIONS, OUTCOMES, SHORT, Configuration, read_cells
+from .cells import (
+    BEFORE_5_7,
+    CELLS,
+    CONFIGURATIONS,
+    OUTCOMES,
+    SHORT,
+    Configuration,
+    read,
+    read_cells,
+)
 from .outcomes import measure
 
 MEASURED = SHORT if os.environ.get("STATEKIT_MATRIX") == "short" else CONFIGURATIONS
@@ -25,6 +34,14 @@ def test_every_outcome_has_one_cell_in_every_configuration() -> None:
     """The rows are the product of the axes: none is missing, none is surplus, all are in order."""
     there = [(cell.outcome, cell.configuration) for cell in read_cells()]
     assert there == sorted(product(OUTCOMES, CONFIGURATIONS))
+
+
+def test_what_is_other_before_celery_5_7_is_other() -> None:
+    """Each of those cells is one of all, expects something else, and has a note that says why."""
+    cells = {cell.key: cell for cell in read(CELLS)}
+    for cell in read(BEFORE_5_7):
+        assert cell.expected != cells[cell.key].expected
+        assert cell.note
 
 
 def test_what_cannot_be_told_is_explained() -> None:

@@ -9,8 +9,10 @@ from typing import Final
 
 import pytest
 
+import celery_statekit
+
 PACKAGE: Final = "celery_statekit"
-SOURCE: Final = Path(__file__).parents[2] / "src" / PACKAGE
+SOURCE: Final = Path(celery_statekit.__file__).parent
 
 #: Low to high. A file imports only from lower layers: the files of one layer do not know each
 #: other, but for those of one folder (``testing.*``). The root is the package's ``__init__``:
@@ -19,6 +21,7 @@ LAYERS: Final = (
     ("errors", "chance"),
     ("pictures", "frozen"),
     ("states", "progress", "plain"),
+    ("checkpoint",),
     ("reporter",),
     ("record",),
     ("declared", "signals"),
@@ -39,7 +42,7 @@ LAYERS: Final = (
     ("stores",),
     ("breaker", "settling"),
     ("tracker", "watcher", "flusher"),
-    ("testing", "testing.*", "contention"),
+    ("contention",),
     ("derived",),
     ("settings",),
     ("backends.onewrite", "backends.whose"),
@@ -49,6 +52,7 @@ LAYERS: Final = (
     ("listeners",),
     ("task",),
     ("adoption",),
+    ("testing", "testing.*"),
     ("root",),
     ("doctor", "doctor.*"),
     ("demo", "cli"),

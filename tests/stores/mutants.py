@@ -178,7 +178,7 @@ class ReadsThenWrites(Unbroken):
             if expect is None or not expect.same(current):
                 return super().write(record, expect=expect, **options)
             with self._file.connection(record.key) as connection:
-                time.sleep(0.001)  # a busy machine
+                time.sleep(0.01)  # a busy machine
                 row = {**self._row(record, expect, None, Labels()), "key": record.key}
                 connection.execute(ComparesNothing.instead["NEXT"], row)
             return True
@@ -196,7 +196,7 @@ class AppendsLater(Unbroken):
     class Store(SQLiteStore):
         def write(self, record: Record, *, changes: Sequence[Change] = (), **options: Any) -> bool:
             written = super().write(record, **options)
-            time.sleep(0.001)  # a busy machine
+            time.sleep(0.01)  # a busy machine
             if written:
                 with self._file.transaction(record.key) as connection:
                     for change in changes:
@@ -739,7 +739,7 @@ class LeasesByLooking(UnbrokenMemory):
     class Store(MemoryStore):
         def acquire(self, key: str, owner: str, seconds: float, wait: float = 0.0) -> bool:
             holder, until = self._shelf.leases.get(key, (owner, 0.0))
-            time.sleep(0.001)  # a busy machine
+            time.sleep(0.01)  # a busy machine
             if holder != owner and until > self._now():
                 return False
             self._shelf.leases[key] = (owner, self._now() + seconds)
@@ -1059,7 +1059,7 @@ class LabelsLater(Unbroken):
     class Store(SQLiteStore):
         def write(self, record: Record, *, labels: Labels = UNLABELLED, **options: Any) -> bool:
             written = super().write(record, labels=labels, **options)
-            time.sleep(0.001)  # a busy machine
+            time.sleep(0.01)  # a busy machine
             if written:
                 _label(self, record.key, labels)
             return written

@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stores.posting import PostingStore
 
 from celery_statekit.errors import AmbiguousWrite, StoreUnavailable
 from celery_statekit.record import Change, Record
 from celery_statekit.stores import Leases, MemoryStore, SQLiteStore, Store
-from celery_statekit.stores.base import Beside, Enumerates, Notifies, WritesBeside, kind_of
+from celery_statekit.stores.base import Beside, Enumerates, Notifies, Posts, WritesBeside, kind_of
 from celery_statekit.testing import (
     EnumeratesContract,
     FailsAt,
     LeasesContract,
     LosesReplies,
     ManualClock,
+    PostsContract,
     StoreContract,
 )
 from celery_statekit.testing.faulty import Mode
@@ -35,7 +37,7 @@ def store(place: str) -> Iterator[MemoryStore]:
     return MemoryStore(place)
 
 
-class TestAStoreThatNeverFails(StoreContract, LeasesContract, EnumeratesContract):
+class TestAStoreThatNeverFails(StoreContract, LeasesContract, EnumeratesContract, PostsContract):
     """With nothing to fail, both wrappers around a store keep its contract."""
 
     shared_between_processes = False
@@ -43,7 +45,7 @@ class TestAStoreThatNeverFails(StoreContract, LeasesContract, EnumeratesContract
     @pytest.fixture
     def reopen(self, place: str, clock: ManualClock) -> Callable[..., Store]:
         return lambda limits=None: LosesReplies(
-            FailsAt(MemoryStore(place, limits, now=clock), 0), every=10**6
+            FailsAt(PostingStore(place, limits, now=clock), 0), every=10**6
         )
 
     @pytest.fixture
@@ -212,6 +214,79 @@ def test_a_value_written_beside_fails_as_a_write(store: MemoryStore) -> None:
         assert besides.delete(KEY)
 
 
+# --- what is posted ------------------------------------------------------------------------------
+
+
+class Unconnected(MemoryStore):
+    """Nothing can be posted to it."""
+
+    def post(self, record: Record, **facts: Any) -> None:
+        """Send nothing."""
+
+
+@pytest.fixture
+def posting(place: str) -> Iterator[PostingStore]:
+    return PostingStore(place)
+
+
+@pytest.mark.parametrize("applied", [True, False])
+def test_the_answer_to_a_posted_write_is_lost(posting: PostingStore, applied: bool) -> None:
+    """It counts among the writes; the next one is answered."""
+    lossy = LosesReplies(posting, every=2, applied=applied)
+    records = [Record.first(f"{KEY}{number}", {}) for number in range(4)]
+    posted = [lossy.post(record) for record in records[:3]]
+
+    assert posted[0].is_written(1.0) is True
+    with pytest.raises(AmbiguousWrite, match="reply was lost" if applied else "request was lost"):
+        posted[1].is_written(1.0)
+    assert posted[2].is_written(1.0) is True
+    with pytest.raises(AmbiguousWrite):
+        lossy.write(records[3], expect=None)
+    assert lossy.lost == 2
+    there = [posting.read(record.key) is not None for record in records]
+    assert there == [True, applied, True, applied]
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("mode", ["error", "doubt"])
+def test_a_posted_write_that_fails_was_done_or_not(
+    posting: PostingStore, mode: Mode, after: bool
+) -> None:
+    """It fails when it is asked about, as a write does; that it was sent is one call."""
+    failing = FailsAt(posting, 1, mode=mode, after=after)
+    posted = failing.post(Record.first(KEY, {}))
+    assert failing.fired
+
+    with pytest.raises(AmbiguousWrite if after or mode == "doubt" else StoreUnavailable):
+        posted.is_written(1.0)
+    assert failing.calls == 1
+    assert (posting.read(KEY) is not None) == after
+    assert failing.post(Record.first("k2", {})).is_written(1.0) is True
+
+
+@pytest.mark.parametrize("mode", ["stop", "delay"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_posted_write_that_takes_its_time(posting: PostingStore, mode: Mode, after: bool) -> None:
+    """While it is sent, or while it is asked about."""
+    failing = FailsAt(posting, 1, mode=mode, after=after, seconds=0.05)
+    began = time.monotonic()
+    posted = failing.post(Record.first(KEY, {}))
+    assert after or time.monotonic() - began >= 0.05
+
+    assert posted.is_written(1.0) is True
+    assert time.monotonic() - began >= 0.05
+
+
+def test_of_what_cannot_be_posted_no_answer_is_lost(place: str) -> None:
+    """A store that can send nothing now says so, and nobody asks it for an answer."""
+    store = Unconnected(place)
+    lossy, failing = LosesReplies(store, every=1), FailsAt(store, 1, after=True)
+
+    assert lossy.post(Record.first(KEY, {})) is None
+    assert lossy.lost == 0
+    assert failing.post(Record.first(KEY, {})) is None
+
+
 def test_it_can_what_its_store_can(store: MemoryStore) -> None:
     """A wrapper keeps leases, finds records and notifies exactly where the store does."""
 
@@ -226,8 +301,11 @@ def test_it_can_what_its_store_can(store: MemoryStore) -> None:
         assert isinstance(wrapper, Enumerates)
         assert isinstance(wrapper, Notifies)
         assert not isinstance(wrapper, WritesBeside)
+        assert not isinstance(wrapper, Posts)
     for wrapper in (FailsAt(Narrow(), 0), LosesReplies(Narrow())):
         assert isinstance(wrapper, Store)
         assert not isinstance(wrapper, Leases)
         assert not isinstance(wrapper, Enumerates)
         assert not isinstance(wrapper, Notifies)
+    assert isinstance(FailsAt(PostingStore(None), 0), Posts)
+    assert isinstance(LosesReplies(PostingStore(None)), Posts)

@@ -15,6 +15,7 @@ from celery_statekit.testing import (
     EnumeratesContract,
     LeasesContract,
     NotifiesContract,
+    PostsContract,
     StoreContract,
 )
 
@@ -42,7 +43,9 @@ def plant_in_redis(redis_url: str, prefix: str) -> Callable[[str, bytes], None]:
     return plant
 
 
-class TestRedisStore(StoreContract, LeasesContract, EnumeratesContract, NotifiesContract):
+class TestRedisStore(
+    StoreContract, LeasesContract, EnumeratesContract, NotifiesContract, PostsContract
+):
     #: Expiry is the server's and real.
     ttl = 0.3
 

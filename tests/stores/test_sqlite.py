@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import random
@@ -622,6 +623,19 @@ def test_threads_that_are_gone_leave_no_connection(store: SQLiteStore) -> None:
         thread.join(DEADLINE)
 
     assert len(store._file._idle) == 1
+
+
+def test_a_store_that_is_dropped_leaves_no_connection(path: Path) -> None:
+    """Celery closes nothing of an app that goes; from Python 3.13 on a connection would complain."""
+    store = SQLiteStore(path)
+    store.read(KEY)
+    (connection,) = store._file._idle
+
+    del store
+    gc.collect()
+
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        connection.execute("SELECT 1")
 
 
 def test_no_foreign_code_runs_inside_a_transaction(path: Path) -> None:

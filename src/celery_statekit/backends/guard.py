@@ -366,7 +366,8 @@ class GuardedBackend:
             tracker = Settings.of(task.app).tracker_of(eager=eager)
             became = tracker.end_from_outside(task_id, task.name, state, beside=told, **facts)
             if became == "ended":
-                flusher().aside(partial(tell_standing, self._backend, task, task_id, request))
+                tell = partial(tell_standing, told=None if meta is None else meta[1])
+                flusher().aside(partial(tell, self._backend, task, task_id, request))
             outcome.append(became)
 
         flusher().call(write, PATIENCE, insists=True)

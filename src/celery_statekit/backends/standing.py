@@ -10,7 +10,7 @@ from celery import states
 from celery.exceptions import SoftTimeLimitExceeded
 
 from celery_statekit.backends.onewrite import OneWrite
-from celery_statekit.errors import ResultLost, brief
+from celery_statekit.errors import ResultLost, brief, error_facts
 from celery_statekit.record import TaskState
 from celery_statekit.settings import Settings
 
@@ -18,7 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def tell_standing(
-    backend: Any, task: Any, task_id: str, request: Any, *, patience: float = 0.0
+    backend: Any,
+    task: Any,
+    task_id: str,
+    request: Any,
+    *,
+    patience: float = 0.0,
+    told: BaseException | None = None,
 ) -> None:
     """See that a waiter, and the chord, of a task that has ended learn how it has ended.
 
@@ -28,6 +34,7 @@ def tell_standing(
     Args:
         backend: Celery's own.
         patience: seconds for which it is left to whoever recorded the end.
+        told: the error that Celery speaks of; the waiter gets itself where it is the recorded one.
     """
     try:
         if not _is_stored(backend, task, request) or _is_known(backend, task_id, patience):
@@ -36,14 +43,14 @@ def tell_standing(
             return
         state = Settings.of(task.app).tracker.read(task_id)
         if state.final and not state.forgotten:
-            _tell(backend, state, request)
+            _tell(backend, state, request, told)
     except SoftTimeLimitExceeded:
         raise
     except Exception:
         logger.warning("who waits for %s was not told of its end", brief(task_id), exc_info=True)
 
 
-def _tell(backend: Any, state: TaskState, request: Any) -> None:
+def _tell(backend: Any, state: TaskState, request: Any, told: BaseException | None) -> None:
     if state.state == states.REVOKED:
         backend.mark_as_revoked(state.id, state.reason, request)
     elif state.state == states.SUCCESS:
@@ -52,6 +59,8 @@ def _tell(backend: Any, state: TaskState, request: Any) -> None:
             backend.mark_as_done(state.id, *report.returned, request)
         else:
             backend.mark_as_failure(state.id, ResultLost(state.task, state.id), request=request)
+    elif told is not None and state.error == error_facts(told):
+        backend.mark_as_failure(state.id, told, request=request)
     else:
         error = state.error or {"type": state.state, "message": state.reason}
         meta = {"exc_type": error["type"], "exc_message": [error["message"]]}

@@ -63,8 +63,13 @@ def store(app: Celery) -> Iterator[Finding]:
     example = line(app, "statekit_store", "redis://localhost:6379/0")
     try:
         opened = Settings.of(app).store
-    except (StoreNotConfigured, InvalidSetting) as exc:
+    except StoreNotConfigured as exc:
         yield Finding.must("store", str(exc), example)
+        return
+    except InvalidSetting as exc:
+        # What is not installed is not mended by another setting.
+        installs = exc.allowed.startswith("pip install ")
+        yield Finding.must("store", str(exc), exc.allowed if installs else example)
         return
     try:
         opened.read(_probe(app).key)

@@ -228,18 +228,25 @@ def _foreign(point: EntryPoint) -> _Factory:
     return factory
 
 
-#: Each is loaded only where it is used.
+#: Each is loaded only where it is used: its module, and the extra that this needs.
 _LATER: Final = {
-    "MemoryStore": "memory",
-    "MySQLStore": "sql.mysql",
-    "PostgreSQLStore": "sql.postgresql",
-    "RedisStore": "redis",
-    "SQLiteStore": "sqlite",
-    "schema_sql": "sql.tables",
+    "MemoryStore": ("memory", ""),
+    "MySQLStore": ("sql.mysql", "mysql"),
+    "PostgreSQLStore": ("sql.postgresql", "postgresql"),
+    "RedisStore": ("redis", "redis"),
+    "SQLiteStore": ("sqlite", ""),
+    "schema_sql": ("sql.tables", "sql"),
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    module, needed = _LATER[name]
+    try:
+        return getattr(import_module(f"{__name__}.{module}"), name)
+    except ModuleNotFoundError as exc:
+        if str(exc.name).startswith(__name__.partition(".")[0]):
+            raise
+        why = f"{name} needs the package {exc.name}: pip install celery-statekit[{needed}]"
+        raise ModuleNotFoundError(why, name=exc.name, path=exc.path) from exc

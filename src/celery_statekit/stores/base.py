@@ -245,3 +245,34 @@ class WritesBeside(Protocol):
     ) -> bool:
         """As :meth:`Store.write`, and ``beside`` with it: both or neither."""
         ...
+
+
+class Posted(Protocol):
+    """A new record that was sent to a store, whose answer is still to come."""
+
+    def is_written(self, seconds: float) -> bool:
+        """Whether the store has taken it; the answer is waited for at most ``seconds``, once.
+
+        Raises:
+            StoreError: as of :meth:`Store.write`; AmbiguousWrite where no answer came.
+        """
+        ...
+
+
+@runtime_checkable
+class Posts(Protocol):
+    """A store that need not be waited for while something else is to be done."""
+
+    def post(
+        self,
+        record: Record,
+        *,
+        changes: Sequence[Change] = (),
+        ttl: float | None = None,
+        labels: Labels = UNLABELLED,
+    ) -> Posted | None:
+        """Send a record that is to be the first of its key, and do not wait.
+
+        None where that cannot be done at once: no connection is open. Then nothing was sent.
+        """
+        ...

@@ -7,9 +7,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NoReturn, TypeAlias
 
 from celery_statekit.errors import AmbiguousWrite, StoreUnavailable
 from celery_statekit.record import Change, Limits, Record
@@ -19,6 +19,8 @@ from celery_statekit.stores.base import (
     Labels,
     Leases,
     Notifies,
+    Posted,
+    Posts,
     Store,
     WritesBeside,
 )
@@ -28,13 +30,14 @@ from celery_statekit.stores.base import (
 Mode: TypeAlias = Literal["error", "doubt", "kill", "stop", "delay"]
 
 #: The calls that change something: only they can be in doubt.
-CHANGES: Final = ("write", "write_beside", "delete")
+CHANGES: Final = ("write", "write_beside", "post", "delete")
 #: What a store may do beyond its protocol, and the calls by which it does.
 CAPABILITIES: Final = (
     (Leases, ("acquire", "release")),
     (Enumerates, ("find", "count")),
     (Notifies, ("subscribe",)),
     (WritesBeside, ("write_beside",)),
+    (Posts, ("post",)),
 )
 
 
@@ -92,12 +95,26 @@ class _Around:
         self.store.close()
 
 
+class _Failing:
+    """A posted write that fails when its answer is asked for."""
+
+    def __init__(self, posted: Posted | None, fail: Callable[[], object]) -> None:
+        self._posted = posted
+        self._fail = fail
+
+    def is_written(self, seconds: float) -> bool:
+        """Fail, after the store has answered if anything was sent to it."""
+        written = self._posted is not None and self._posted.is_written(seconds)
+        self._fail()
+        return written
+
+
 class LosesReplies(_Around):
     """A store of which some writes end in AmbiguousWrite.
 
     Args:
         store: the real one; closed with this.
-        every: each how-many-th write; 1: all of them.
+        every: each how-many-th write, posted ones among them; 1: all.
         applied: whether such a write reaches the store; False: its request is what was lost.
     """
 
@@ -111,18 +128,21 @@ class LosesReplies(_Around):
         self._counting = threading.Lock()
 
     def _call(self, call: str, /, *args: Any, **kwargs: Any) -> Any:
-        if call not in {"write", "write_beside"}:
+        if call not in {"write", "write_beside", "post"}:
             return super()._call(call, *args, **kwargs)
         with self._counting:
             self._writes += 1
             loses = self._writes % self.every == 0
-            self.lost += loses
-        if loses and not self.applied:
-            raise AmbiguousWrite(self.name, "the request was lost, on purpose")
-        written = super()._call(call, *args, **kwargs)
-        if loses:
-            raise AmbiguousWrite(self.name, "the reply was lost, on purpose")
-        return written
+        done = super()._call(call, *args, **kwargs) if self.applied or not loses else None
+        if not loses or (call == "post" and self.applied and done is None):
+            return done  # of what cannot be posted nothing is lost
+        return _Failing(done, self._lose) if call == "post" else self._lose()
+
+    def _lose(self) -> NoReturn:
+        with self._counting:
+            self.lost += 1
+        what = "reply" if self.applied else "request"
+        raise AmbiguousWrite(self.name, f"the {what} was lost, on purpose")
 
 
 class FailsAt(_Around):
@@ -152,7 +172,8 @@ class FailsAt(_Around):
             StoreUnavailable. ``kill``: this process is killed by SIGKILL. ``stop``: all its
             threads are stopped (SIGSTOP) for ``seconds``. ``delay``: the call takes ``seconds``
             longer.
-        after: whether it fails once the store has done what was asked, instead of before.
+        after: whether it fails once the store has done what was asked, instead of before. What is
+            posted fails when its answer is asked for.
         seconds: how long ``stop`` and ``delay`` last.
     """
 
@@ -184,11 +205,15 @@ class FailsAt(_Around):
             number = self.calls
             fires = self.n <= number <= self.until
             self.fired |= fires
+        fail = partial(self._fail, number, call)
+        if fires and call == "post" and (self.after or self.mode in {"error", "doubt"}):
+            posted = super()._call(call, *args, **kwargs) if self.after else None
+            return None if self.after and posted is None else _Failing(posted, fail)
         if fires and not self.after:
-            self._fail(number, call)
+            fail()
         returned = super()._call(call, *args, **kwargs)
         if fires and self.after:
-            self._fail(number, call)
+            fail()
         return returned
 
     def _fail(self, number: int, call: str) -> None:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from celery import VERSION as CELERY
 from celery import Celery, chord, signals, states
 from celery.app.task import Context
 from celery.exceptions import ChordError, Ignore, TaskRevokedError
@@ -86,10 +87,24 @@ def test_a_refused_end_calls_no_errback(app: Celery, task: Any, kind: str) -> No
         del app.backend.on_chord_part_return
 
     assert called == []
-    assert told == ["REVOKED"], "what stands is told, not what was refused"
+    # Before 5.7 Celery counts a member as often as it is told of.
+    standing = ["REVOKED"] if CELERY >= (5, 7) else []
+    assert told == standing, "what stands is told, not what was refused"
 
 
-@pytest.mark.parametrize("kind", ["plain", "stateful"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        pytest.param(
+            "stateful",
+            marks=pytest.mark.skipif(
+                CELERY < (5, 7),
+                reason="Celery before 5.7 counts a member as often as it is told of",
+            ),
+        ),
+    ],
+)
 def test_a_member_that_died_before_it_told_its_chord(
     app: Celery, task: Any, work: Any, ended: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from celery import VERSION as CELERY
 from celery import Celery
 from celery.result import AsyncResult
 
@@ -89,7 +90,8 @@ def test_expiry_of_failures(app: Celery, task: Any, work: Any, client: Any, name
 
     ttls = [client.ttl(f"{name}:celery-task-meta-{result.id}") for result in (good, bad)]
     assert ttls[0] <= 1000
-    assert 4000 < ttls[1] <= 5000
+    if CELERY >= (5, 7):  # older ones know one time for all
+        assert 4000 < ttls[1] <= 5000
 
 
 def test_extended_results(app: Celery, task: Any, work: Any) -> None:
@@ -107,7 +109,8 @@ def test_compression(app: Celery, make: Any, task: Any, work: Any, client: Any, 
     app.conf.result_compression = "gzip"
     result = run(app, task, work)
 
-    assert b"status" not in client.get(f"{name}:celery-task-meta-{result.id}")
+    stored = client.get(f"{name}:celery-task-meta-{result.id}")
+    assert (b"status" in stored) is (CELERY < (5, 7))  # which do not compress
     assert AsyncResult(result.id, app=make("celery")).get(timeout=10) == 3
 
 

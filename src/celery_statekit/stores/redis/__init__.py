@@ -19,15 +19,41 @@ from typing import Any, Final
 
 from celery_statekit.errors import CorruptRecord, StoreUnavailable
 from celery_statekit.record import Change, Limits, Record, encode_change, encode_record
-from celery_statekit.stores.base import UNLABELLED, Beside, Diagnosis, Found, Labels, kind_of
+from celery_statekit.stores.base import (
+    UNLABELLED,
+    Beside,
+    Diagnosis,
+    Found,
+    Labels,
+    Posted,
+    kind_of,
+)
 from celery_statekit.stores.redis.leases import RedisLeases
 from celery_statekit.stores.redis.lines import change_of, label_of, record_of, version_of, word_of
 from celery_statekit.stores.redis.listener import Listener
-from celery_statekit.stores.redis.server import LONGEST, RedisServer, Script, milliseconds
+from celery_statekit.stores.redis.server import LONGEST, RedisServer, Reply, Script, milliseconds
 from celery_statekit.stores.redis.url import Address
 
 #: Records that one call of a listing looks at.
 PAGE: Final = 1000
+
+
+class _Posted:
+    """A write under way."""
+
+    def __init__(self, key: str, reply: Reply) -> None:
+        self._key = key
+        self._reply = reply
+
+    def is_written(self, seconds: float) -> bool:
+        return _is_done(self._key, self._reply.get(seconds))
+
+
+def _is_done(key: str, done: int) -> bool:
+    if done < 0:
+        raise CorruptRecord(key, "it is no record")
+    return bool(done)
+
 
 WRITE: Final = Script("indexes", "write")
 DELETE: Final = Script("indexes", "delete")
@@ -119,6 +145,33 @@ class RedisStore:
         labels: Labels,
         beside: Beside | None,
     ) -> bool:
+        keys, arguments = self._arguments(record, expect, changes, ttl, labels, beside)
+        done = self._server.run(WRITE, record.key, *arguments, keys=keys, writes=True)
+        return _is_done(record.key, done)
+
+    def post(
+        self,
+        record: Record,
+        *,
+        changes: Sequence[Change] = (),
+        ttl: float | None = None,
+        labels: Labels = UNLABELLED,
+    ) -> Posted | None:
+        """Send a new record by the script that writes it, if a connection is open."""
+        keys, arguments = self._arguments(record, None, changes, ttl, labels, None)
+        reply = self._server.post(WRITE, record.key, *arguments, keys=keys)
+        return None if reply is None else _Posted(record.key, reply)
+
+    def _arguments(
+        self,
+        record: Record,
+        expect: Record | None,
+        changes: Sequence[Change],
+        ttl: float | None,
+        labels: Labels,
+        beside: Beside | None,
+    ) -> tuple[int, list[str | bytes]]:
+        """How many keys the script gets, and what, beginning with them."""
         key, kept = record.key, self.limits.history_changes
         text = encode_record(record, self.limits)
         lines = [f"{each.number} {encode_change(key, each)}" for each in changes]
@@ -133,15 +186,11 @@ class RedisStore:
             text,
             *lines[max(len(lines) - kept, 0) :],
         ]
-        if beside is not None:
-            arguments[1:1] = [beside.key]
-            arguments.append(beside.value)
-        done = self._server.run(
-            WRITE, key, *arguments, keys=1 if beside is None else 2, writes=True
-        )
-        if done < 0:
-            raise CorruptRecord(key, "it is no record")
-        return bool(done)
+        if beside is None:
+            return 1, arguments
+        arguments[1:1] = [beside.key]
+        arguments.append(beside.value)
+        return 2, arguments
 
     def history(self, key: str, after: int = 0, limit: int = 100) -> list[Change]:
         """At most ``limit`` changes of ``key`` with a number over ``after``; one script."""

@@ -5,6 +5,7 @@ Scripts read the heads only: version, incarnation and labels of a record, the nu
 
 from __future__ import annotations
 
+from functools import lru_cache
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from celery_statekit.errors import CorruptRecord
@@ -16,10 +17,9 @@ def version_of(record: Record) -> str:
     return f"{record.version} {word_of(record.incarnation)}"
 
 
+@lru_cache(maxsize=1024)
 def word_of(label: str) -> str:
     """``label`` without blanks and line ends; a client's as it stands in its key."""
-    if label.isascii() and label.isalnum():
-        return label
     return quote_from_bytes(label.encode("utf-8", "surrogatepass"), safe="").replace("~", "%7E")
 
 

@@ -106,18 +106,36 @@ class RedisServer:
         except NoScriptError:
             command = (b"EVAL", script.text, b"%d" % keys, *arguments)
         except RedisError as exc:
-            raise self._error(exc, key) from exc
+            raise self.error(exc, key) from exc
         try:
             return self._ask(command, writes)
         except RedisError as exc:
-            raise self._error(exc, key) from exc
+            raise self.error(exc, key) from exc
+
+    def post(
+        self, script: Script, key: str, *arguments: str | bytes, keys: int = 1
+    ) -> Reply | None:
+        """Send what :meth:`run` would by a connection that is open; None: there is none."""
+        if self._closed or self._process != os.getpid():
+            return None
+        connection = self._open()
+        if connection is None:
+            return None
+        try:
+            return Reply(self, connection, key, script, b"%d" % keys, *arguments)
+        except (ConnectionError, TimeoutError):
+            connection.disconnect()
+            return None
+        except BaseException:
+            connection.disconnect()
+            raise
 
     def ask(self, key: str, *command: str | bytes) -> Any:
         """The reply to a command that may be sent twice; errors as of :meth:`run`."""
         try:
             return self._ask(command, writes=False)
         except RedisError as exc:
-            raise self._error(exc, key) from exc
+            raise self.error(exc, key) from exc
 
     def _ask(self, command: tuple[str | bytes, ...], writes: bool) -> Any:  # noqa: FBT001 - of run's own
         packed = _packed(command)
@@ -133,13 +151,11 @@ class RedisServer:
                 connection.disconnect()
                 raise
             except ResponseError as exc:
-                self._after(connection, exc)
+                self.after(connection, exc)
                 raise
             except (ConnectionError, TimeoutError) as exc:
                 connection.disconnect()
-                # Sentinel's connection says so of a server that has become a replica.
-                refused = isinstance(exc.__context__, ReadOnlyError)
-                if sent and writes and not refused:
+                if sent and writes and not _of_replica(exc):
                     raise AmbiguousWrite(self.name, words(exc)) from exc
                 late = isinstance(exc, TimeoutError) or time.monotonic() >= deadline
                 if late or not left:
@@ -153,7 +169,8 @@ class RedisServer:
                 return reply
         raise AssertionError("unreachable")
 
-    def _after(self, connection: Any, exc: ResponseError) -> None:
+    def after(self, connection: Any, exc: ResponseError) -> None:
+        """A command was refused: keep ``connection``, unless it leads to the wrong server."""
         if isinstance(exc, ReadOnlyError) or "READONLY" in str(exc) or "MASTERDOWN" in str(exc):
             # It has become a replica: whoever is the server now is asked for anew.
             connection.disconnect()
@@ -174,6 +191,10 @@ class RedisServer:
         if self._process != os.getpid():
             self._connections.renew()
             self._renew()
+        return self._open() or self.connect()
+
+    def _open(self) -> Any:
+        """An open connection that nobody uses; None where there is none."""
         now = time.monotonic()
         while self._idle:
             try:
@@ -183,7 +204,7 @@ class RedisServer:
             if now - used < FRESH or not _stale(connection):
                 return connection
             connection.disconnect()
-        return self.connect()
+        return None
 
     def connect(self) -> Any:
         """A connection of one's own; errors as of :meth:`borrow`."""
@@ -209,7 +230,8 @@ class RedisServer:
                 return
             connection.disconnect()
 
-    def _error(self, exc: RedisError, key: str) -> StoreError:
+    def error(self, exc: RedisError | OSError, key: str) -> StoreError:
+        """What an error of redis-py means."""
         why = words(exc)
         # In 6.2 an error of a script is told by its text only.
         if type(exc).__name__ == "OutOfMemoryError" or re.search(r"\bOOM\b|used memory >", why):
@@ -219,6 +241,61 @@ class RedisServer:
         return StoreUnavailable(self.name, why)
 
 
+class Reply:
+    """What a server will say to a script that is sent by making this; to be asked for once."""
+
+    def __init__(
+        self,
+        server: RedisServer,
+        connection: Any,
+        key: str,
+        script: Script,
+        *arguments: str | bytes,
+    ) -> None:
+        self._server = server
+        self._connection = connection
+        self._key = key
+        self._script = script
+        self._arguments = arguments
+        self._send(b"EVALSHA", script.sha)
+
+    def _send(self, *command: str | bytes) -> None:
+        self._connection.send_packed_command((_packed((*command, *self._arguments)),))
+
+    def get(self, seconds: float) -> Any:
+        """What the script returned; waits at most ``seconds``.
+
+        Raises:
+            StoreError: as of :meth:`RedisServer.run`; AmbiguousWrite: nothing came in time.
+        """
+        server, connection = self._server, self._connection
+        deadline = time.monotonic() + seconds
+        try:
+            try:
+                reply = self._received(deadline)
+            except NoScriptError:
+                self._send(b"EVAL", self._script.text)
+                reply = self._received(deadline)
+        except ResponseError as exc:
+            server.after(connection, exc)
+            raise server.error(exc, self._key) from exc
+        except (RedisError, OSError) as exc:
+            connection.disconnect()
+            if isinstance(exc, _REFUSALS) or _of_replica(exc):
+                raise server.error(exc, self._key) from exc
+            raise AmbiguousWrite(server.name, words(exc)) from exc
+        except BaseException:
+            connection.disconnect()
+            raise
+        server.give_back(connection)
+        return reply
+
+    def _received(self, deadline: float) -> Any:
+        if not self._connection.can_read(max(deadline - time.monotonic(), 0.0)):
+            raise TimeoutError("no reply in time")
+        return self._connection.read_response()
+
+
 def _packed(command: tuple[str | bytes, ...]) -> bytes:
     """``command`` as it is sent; redis-py's own way takes three times as long."""
     parts = [b"*%d\r\n" % len(command)]
@@ -226,6 +303,11 @@ def _packed(command: tuple[str | bytes, ...]) -> bytes:
         encoded = part.encode() if isinstance(part, str) else part
         parts.append(b"$%d\r\n%b\r\n" % (len(encoded), encoded))
     return b"".join(parts)
+
+
+def _of_replica(exc: BaseException) -> bool:
+    """Whether Sentinel's connection says that the server has become a replica, and refuses."""
+    return isinstance(exc.__context__, ReadOnlyError)
 
 
 def _stale(connection: Any) -> bool:

@@ -153,8 +153,12 @@ class SQLiteFile:
 
     # At the end of the interpreter the module may be emptied before its objects go.
     def __del__(self, getpid: Callable[[], int] = os.getpid) -> None:
+        idle = getattr(self, "_idle", ())
         if getattr(self, "_process", None) != getpid():
-            _graveyard.extend(getattr(self, "_idle", ()))
+            _graveyard.extend(idle)
+            return
+        for connection in idle:  # from Python 3.13 on they would complain
+            connection.close()
 
     def _borrow(self) -> Connection:
         if self._closed:

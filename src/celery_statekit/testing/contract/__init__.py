@@ -18,9 +18,10 @@
         def plant(self):
             return lambda key, text: ...  # put these bytes where the store keeps its own
 
-``StoreContract`` is for every store; ``LeasesContract``, ``EnumeratesContract`` and
-``NotifiesContract`` are for one that also is :class:`~celery_statekit.stores.base.Leases`,
-:class:`~celery_statekit.stores.base.Enumerates` or :class:`~celery_statekit.stores.base.Notifies`:
+``StoreContract`` is for every store; ``LeasesContract``, ``EnumeratesContract``,
+``NotifiesContract`` and ``PostsContract`` are for one that also is
+:class:`~celery_statekit.stores.base.Leases`, :class:`~celery_statekit.stores.base.Enumerates`,
+:class:`~celery_statekit.stores.base.Notifies` or :class:`~celery_statekit.stores.base.Posts`:
 ``class TestMyStore(StoreContract, LeasesContract, NotifiesContract)``.
 Where a store takes a clock, hand a :class:`ManualClock` to it and override ``elapse`` with the
 clock's ``advance``: expiry is then tested without waiting. Tests of processes fork.
@@ -36,6 +37,7 @@ from celery_statekit.testing.contract.history import HistoryContract
 from celery_statekit.testing.contract.leases import LeasesContract
 from celery_statekit.testing.contract.notices import NotifiesContract
 from celery_statekit.testing.contract.place import ManualClock, Reopen, StoreFixtures
+from celery_statekit.testing.contract.posts import PostsContract
 from celery_statekit.testing.contract.races import RacesContract
 from celery_statekit.testing.contract.records import RecordsContract
 from celery_statekit.testing.contract.values import ValuesContract
@@ -45,6 +47,7 @@ __all__ = [
     "LeasesContract",
     "ManualClock",
     "NotifiesContract",
+    "PostsContract",
     "Reopen",
     "StoreContract",
     "StoreFixtures",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from itertools import islice
 from typing import Any, Final
@@ -145,14 +146,19 @@ class ListingsContract(StoreFixtures):
         for number in range(20):
             put(store, f"k:{number:02}", "A")
 
+        over = threading.Event()
+
         def move() -> None:
-            for turn in range(6):
-                for number in range(0, 20, 2):
-                    moved(store, f"k:{number:02}", "BA"[turn % 2])
+            try:
+                for turn in range(6):
+                    for number in range(0, 20, 2):
+                        moved(store, f"k:{number:02}", "BA"[turn % 2])
+            finally:
+                over.set()
 
         def look() -> None:
             stays = [f"k:{number:02}" for number in range(1, 20, 2)]
-            for _ in range(15):
+            while not over.is_set():
                 found = store.find("k", state="A")
                 assert {each.record().document["state"] for each in found} == {"A"}
                 assert [key for key in keys(found) if key in stays] == stays

@@ -10,7 +10,15 @@ import pytest
 
 from celery_statekit.errors import StoreUnavailable
 from celery_statekit.record import Change, Limits, Record
-from celery_statekit.stores.base import UNLABELLED, Enumerates, Labels, Leases, Notifies, Store
+from celery_statekit.stores.base import (
+    UNLABELLED,
+    Enumerates,
+    Labels,
+    Leases,
+    Notifies,
+    Posts,
+    Store,
+)
 from celery_statekit.testing.contract.crowd import in_processes, in_threads, patiently
 
 KEY: Final = "statekit:task:one"
@@ -73,6 +81,10 @@ class EnumeratingStore(Store, Enumerates, Protocol):
 
 class NotifyingStore(Store, Notifies, Protocol):
     """A store that says when something was written."""
+
+
+class PostingStore(Store, Posts, Protocol):
+    """A store that need not be waited for."""
 
 
 class StoreFixtures:
