@@ -1,0 +1,1 @@
+"""What another process sees of a task, from PENDING to its end and after: see ``README.md``."""

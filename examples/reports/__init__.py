@@ -1,0 +1,1 @@
+"""A task that is a class, and a pool that grows and shrinks under it: see ``README.md``."""
