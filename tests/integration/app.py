@@ -1,0 +1,19 @@
+"""The app as a worker has it; what stands in the lines of the three names, pytest-celery replaces.
+
+It is never imported by the tests, only copied to where a worker runs.
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from celery_statekit import setup
+
+imports = None
+
+app = Celery("celery_test_app")
+config = None
+
+app.config_from_object(config)
+setup(app)
+add_tasks(app)  # noqa: F821 - it is imported in place of imports
