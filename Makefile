@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench soak matrix clean
+.PHONY: help demo test lint docs bench soak wheel matrix clean
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,12 +36,15 @@ soak: $(VENV)/.test ## update clients a million times while servers are killed; 
 	$(BIN)/python -m soak --full
 	STATEKIT_SOAK=long $(BIN)/python -m pytest tests/kit/test_lost_replies.py $(ARGS)
 
-matrix: $(VENV)/.matrix ## run the tests on every Python and Celery that is supported
-	$(BIN)/nox
+wheel: $(VENV)/.matrix ## test the built wheel with the oldest of everything, and without any extra
+	$(BIN)/nox --tags ci
+
+matrix: $(VENV)/.matrix ## test the built wheel on every Python and Celery that is supported
+	$(BIN)/nox $(ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .nox .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build dist build
-	find src tests docs -name __pycache__ -prune -exec rm -rf {} +
+	find src tests docs examples -name __pycache__ -prune -exec rm -rf {} +
 
 # The stamps: .core is the library alone, as a user installs it; the others add one extra each.
 $(VENV)/.core: pyproject.toml

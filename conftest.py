@@ -1,7 +1,7 @@
 """Fixtures for every test, and the examples of README, docs and docstrings as tests.
 
 Examples: each ``python`` block and each ``>>>`` is run, in order, one namespace and one empty
-folder per document.
+folder per document. Pages that start processes are carried out instead (``tests/pages.py``).
 
 Servers: a test that asks for ``redis_url``, ``postgresql_url`` or ``rabbitmq_queue`` is skipped
 where the server is missing; with ``CI=true`` it fails. One that asks for ``mariadb_url`` is always
@@ -16,6 +16,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from doctest import NORMALIZE_WHITESPACE
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
 
 import celery.app.builtins  # noqa: F401 - adds Celery's own tasks
@@ -26,6 +29,7 @@ from kombu import Connection
 from sybil import Sybil
 from sybil.parsers import markdown, myst, rest
 from sybil.sybil import SybilCollection
+from tests.pages import CARRIED_OUT
 from tests.servers import MariaDBServer, PostgresServer, RedisServer, Server, ServerMissing
 
 REDIS: Final = "redis://127.0.0.1:6379"
@@ -87,19 +91,56 @@ def _name_module(namespace: dict[str, Any]) -> None:
     namespace["__name__"] = "shop"
 
 
-pytest_collect_file = SybilCollection(
-    Sybil(parsers, path=path, pattern=pattern, setup=setup, fixtures=["apart"])
+#: Sybil before 10, which Python 3.10 has, minds spaces at the end of a line.
+SPACES: Final = NORMALIZE_WHITESPACE
+#: The package under test: of the source tree, or where the built wheel is installed.
+PACKAGE: Final = Path(str(find_spec("celery_statekit").origin)).parent
+
+EXAMPLES: Final = SybilCollection(
+    Sybil(
+        parsers,
+        path=path,
+        pattern=pattern,
+        excludes=CARRIED_OUT,
+        setup=setup,
+        fixtures=["apart"],
+    )
     for parsers, path, pattern, setup in (
-        ([markdown.PythonCodeBlockParser(), markdown.SkipParser()], ".", "README.md", _name_module),
-        ([myst.PythonCodeBlockParser(), myst.SkipParser()], "docs", "*.md", _name_module),
         (
-            [rest.DocTestParser(), rest.PythonCodeBlockParser(), rest.SkipParser()],
-            "src",
+            [markdown.PythonCodeBlockParser(doctest_optionflags=SPACES), markdown.SkipParser()],
+            ".",
+            "README.md",
+            _name_module,
+        ),
+        (
+            [myst.PythonCodeBlockParser(doctest_optionflags=SPACES), myst.SkipParser()],
+            "docs",
+            "*.md",
+            _name_module,
+        ),
+        (
+            [
+                rest.DocTestParser(SPACES),
+                rest.PythonCodeBlockParser(),
+                rest.SkipParser(),
+            ],
+            str(PACKAGE),
             "*.py",
             None,
         ),
     )
 ).pytest()
+
+
+class Examples:
+    """A plugin, for a hook of this file would not see what lies elsewhere: an installed package."""
+
+    pytest_collect_file = staticmethod(EXAMPLES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collect the examples."""
+    config.pluginmanager.register(Examples())
 
 
 # --- servers -------------------------------------------------------------------------------------
@@ -110,6 +151,12 @@ def _missing(server: str, why: object) -> NoReturn:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def missing() -> Callable[[str, object], NoReturn]:
+    """Skips the test, or with ``CI=true`` fails it, for a server is missing."""
+    return _missing
 
 
 @pytest.fixture(scope="session")
