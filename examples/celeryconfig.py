@@ -33,6 +33,7 @@ if BROKER == "redis":
         "visibility_timeout": int(os.environ["EXAMPLE_REDELIVER_AFTER"]),
         "unacked_restore_interval": 1,
         "unacked_restore_throttle": 1,
+        "unacked_mutex_expire": 2,
     }
 else:
     # Plain files, for whichever server there is keeps no results.

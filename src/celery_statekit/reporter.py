@@ -19,7 +19,7 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import chain
 from types import GeneratorType, MappingProxyType
 from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
 
@@ -86,7 +86,7 @@ class Reporter:
         self._planned = False
         self._running: list[_Track] = []
         #: Tracks whose place is kept, and under which name.
-        self._named: tuple[tuple[str, _Track], ...] = ()
+        self._named: tuple[tuple[str, _Place], ...] = ()
         #: Generators that somebody still holds.
         self._sources: weakref.WeakSet[Generator[Any, Any, Any]] = weakref.WeakSet()
         self._stopped: BaseException | None = None
@@ -125,7 +125,7 @@ class Reporter:
         """How many items each track with a name has finished, and skipped. From any thread."""
         if not self._named:
             return _NONE
-        return {name: track.skipped + track.done() for name, track in self._named}
+        return {name: place.done for name, place in self._named}
 
     def update(self, n: SupportsFloat = 1) -> None:
         """Add ``n`` items to what is done."""
@@ -286,16 +286,18 @@ class Reporter:
         message = checked_text(message, "message")
         source = iter(iterable)
         track = _Track(source, message, known, skip)
+        place = None
         if name is not None:
             check_new(name, [taken for taken, _ in self._named])
-            self._named = (*self._named, (name, track))
+            place = _Place(skip)
+            self._named = (*self._named, (name, place))
         if isinstance(source, GeneratorType):
             self._sources.add(source)
         # {}.get(tick, item) is item, at the least cost of all calls in C that give their second.
         second = cast("Callable[[str, _T], _T]", {}.get)
         # map asks its iterators in this order: a tick, then an item.
         ticks = self._ticks(track)
-        items = islice(source, skip, None) if skip else source
+        items = source if place is None else _Placed(source, place, skip)
         return map(second, chain.from_iterable(ticks), chain(items, _closing(ticks)))
 
     def snapshot(self) -> Progress:
@@ -512,6 +514,39 @@ class _Track:
     def done(self) -> int:
         # Asking for an item says that the one before it is done.
         return max(self.taken() - 1, 0) if self.final is None else self.final
+
+
+class _Place:
+    """How many items of a source are done, those of earlier attempts included."""
+
+    __slots__ = ("done", "given")
+
+    def __init__(self, done: int) -> None:
+        self.done = self.given = done
+
+
+class _Placed(Iterator[_T]):
+    """The items of a source behind those that were done before.
+
+    A source may raise and go on, which takes a tick and gives no item: here only items count.
+    """
+
+    __slots__ = ("_place", "_source", "_to_skip")
+
+    def __init__(self, source: Iterator[_T], place: _Place, skip: int) -> None:
+        self._source = source
+        self._place = place
+        self._to_skip = skip
+
+    def __next__(self) -> _T:
+        place = self._place
+        place.done = place.given
+        while self._to_skip:
+            next(self._source)
+            self._to_skip -= 1
+        item = next(self._source)
+        place.given += 1
+        return item
 
 
 def track(

@@ -583,10 +583,13 @@ class PostedTask:
 
         The same record is sent again, so that it is known where the first one was taken.
         """
-        new = self._written
-        written = self._tracker.breaker.call(
-            lambda: write_settled(
-                self._tracker.store,
+        return self._told(written=self._tracker.breaker.call(self._send_again))
+
+    def _send_again(self) -> bool:
+        new, store = self._written, self._tracker.store
+        try:
+            return write_settled(
+                store,
                 new.record,
                 expect=None,
                 changes=new.changes,
@@ -594,8 +597,12 @@ class PostedTask:
                 labels=new.labels,
                 doubt=self._doubt,
             )
-        )
-        return self._told(written=written)
+        except AmbiguousWrite:
+            # The store has answered where a run was quicker: the record is that run's.
+            found = store.read(new.record.key)
+            if found is None or found.incarnation == new.record.incarnation:
+                raise
+            return False
 
     def _told(self, *, written: bool) -> bool:
         if written and self._written.change is not None:

@@ -18,7 +18,12 @@ pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(180)]
 #: The three options with which kombu looks every second for messages that nobody acknowledged
 #: for four seconds, rather than every 100 seconds for those of an hour (kombu 5.7
 #: transport/redis.py:1063).
-SOON = {"visibility_timeout": 4, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+SOON = {
+    "visibility_timeout": 4,
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+    "unacked_mutex_expire": 2,  # a worker that is killed may hold it
+}
 OVER_REDIS = pytest.mark.skipif(
     kombu.VERSION[:2] < (5, 7),
     reason="kombu 5.6 looks every 100 seconds, whatever is said (transport/redis.py:1382)",

@@ -93,6 +93,7 @@ def _settings(place: Place) -> dict[str, Any]:
             "visibility_timeout": place.visibility,
             "unacked_restore_interval": 1,
             "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 2,
         }
         if redis
         else {},

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 #: Kills the process group it was last told of and removes the folder, as soon as its input ends.
 GUARD: Final = """
+PATH=/usr/bin:/bin
 while read -r line && [ "$line" != end ]; do group=$line; done
 [ -n "$group" ] && kill -9 "-$group"
 rm -rf -- "$0"

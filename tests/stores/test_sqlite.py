@@ -573,14 +573,17 @@ def test_notices_go_on_when_the_file_is_back(
 ) -> None:
     """While the file cannot be read there are none, which is said once; afterwards there are."""
     woken = threading.Event()
+    # Made before: a folder made now might get the inode of a file that was there.
+    folder = path.with_suffix(".folder")
+    folder.mkdir()
     store.subscribe(KEY, woken.set)
     path.rename(path.with_suffix(".away"))
     for name in ("-wal", "-shm"):
         path.with_name(path.name + name).unlink(missing_ok=True)
     while not path.is_dir():
         path.unlink(missing_ok=True)  # the store may have made a new one meanwhile
-        with suppress(FileExistsError):
-            path.mkdir()
+        with suppress(NotADirectoryError):
+            folder.rename(path)
     while "no notices of writes for now" not in caplog.text:
         threading.Event().wait(0.001)
     path.rmdir()

@@ -168,7 +168,8 @@ def test_stateful_with_an_app(app, work, ended, states_of):
 def test_stateful_without_an_app(app, work, ended, states_of):
     """``@stateful(states=...)`` makes a shared task."""
 
-    @stateful(states=Import)
+    # Also of each other app of this process, where the name may be taken.
+    @stateful(states=Import, name=f"{app.main}.load")
     def load():
         return sum(track([1, 2]))
 

@@ -765,3 +765,36 @@ def test_a_crash_costs_what_was_not_finished(crashing, tmp_path, killed):
     moves = [(change.to_state, change.attempt) for change in result.history()]
     assert moves[1:4] == [("STARTED", 1), ("READING", 1), ("IMPORTING", 1)]
     assert moves[-4:] == [("STARTED", 2), ("READING", 2), ("IMPORTING", 2), ("SUCCESS", 2)]
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2, 3])
+def test_a_source_that_raises_and_goes_on_loses_no_item(skip):
+    """What the source raised is no item: none is passed over for it, and the loop goes on."""
+
+    class Source:
+        def __init__(self):
+            self.left = ["a", ValueError(), "b", "c", ValueError(), "d"]
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if not self.left:
+                raise StopIteration
+            item = self.left.pop(0)
+            if isinstance(item, ValueError):
+                raise item
+            return item
+
+    reporter = Reporter()
+    items, seen = reporter.track(Source(), name="", skip=skip), []
+    while True:
+        try:
+            seen.append(next(items))
+        except ValueError:
+            continue
+        except StopIteration:
+            break
+        assert reporter.finished == {"": skip + len(seen) - 1}
+    assert seen == ["a", "b", "c", "d"][skip:]
+    assert reporter.finished == {"": 4}

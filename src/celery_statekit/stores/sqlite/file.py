@@ -180,20 +180,24 @@ class SQLiteFile:
         return self._connect()
 
     def _connect(self) -> Connection:
-        connection = sqlite3.connect(
-            self.path,
-            timeout=self.timeout,
-            isolation_level=None,
-            check_same_thread=False,
-            factory=Connection,
-        )
-        try:
-            self._prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-        connection.file = _identity(self.path)
-        return connection
+        while True:
+            there = _identity(self.path)
+            connection = sqlite3.connect(
+                self.path,
+                timeout=self.timeout,
+                isolation_level=None,
+                check_same_thread=False,
+                factory=Connection,
+            )
+            try:
+                self._prepare(connection)
+            except BaseException:
+                connection.close()
+                raise
+            connection.file = _identity(self.path)
+            if connection.file == there:
+                return connection
+            connection.close()  # it was made, or replaced, meanwhile: is it this one?
 
     def _prepare(self, connection: Connection) -> None:
         deadline = time.monotonic() + self.timeout
