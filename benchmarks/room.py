@@ -9,6 +9,7 @@ from typing import Final
 
 from benchmarks.comparison import Row, each, in_turns
 from benchmarks.server import connect, empty_database
+from celery_statekit.attempt import Attempt
 from celery_statekit.record import Limits, Record, TaskState, encode_record
 from celery_statekit.states import task_flow
 from celery_statekit.stores import open_store
@@ -55,8 +56,8 @@ def finish(store: Store, tasks: int) -> None:
     for _ in range(tasks):
         id = str(uuid.uuid4())
         tracker.queue(id, "shop.tasks.import_orders")
-        attempt = tracker.attempt(
-            id, "shop.tasks.import_orders", task_flow(None), worker="celery@worker-1:4711"
+        attempt = Attempt.of(
+            tracker, id, "shop.tasks.import_orders", task_flow(None), worker="celery@worker-1:4711"
         )
         attempt.claim()
         for state in STATES:

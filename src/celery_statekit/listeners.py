@@ -30,10 +30,11 @@ from celery_statekit.errors import (
     sentence,
 )
 from celery_statekit.flusher import PATIENCE, end_process, flusher
+from celery_statekit.posted import PostedTask
 from celery_statekit.record import check_id
 from celery_statekit.settings import Settings
 from celery_statekit.signals import state_changed
-from celery_statekit.tracker import PostedTask, Tracker
+from celery_statekit.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class _Pending:
         self.guess = ""
         self._id = id
         self._tracker = tracker
-        self._post = partial(tracker.post, id, task, **facts)
+        self._post = partial(PostedTask.of, tracker, id, task, **facts)
         self._queue = partial(tracker.queue, id, task, **facts)
         #: What the store has not answered yet.
         self._posted: PostedTask | None = None

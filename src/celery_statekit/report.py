@@ -13,6 +13,7 @@ from celery import VERSION as CELERY
 from celery import states as celery_states
 from celery.exceptions import Reject, SoftTimeLimitExceeded
 
+from celery_statekit.attempt import Attempt, content_of
 from celery_statekit.backends.onewrite import OneWrite, Verdict, one_write
 from celery_statekit.breaker import AWAY
 from celery_statekit.errors import (
@@ -30,7 +31,7 @@ from celery_statekit.record import TaskState
 from celery_statekit.settings import Settings
 from celery_statekit.states import LIFECYCLE, WAITING
 from celery_statekit.stores.base import Beside
-from celery_statekit.tracker import Attempt, BesideOf, content_of
+from celery_statekit.tracker import BesideOf
 
 logger = logging.getLogger(__name__)
 

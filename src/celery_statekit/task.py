@@ -21,6 +21,7 @@ from celery import states as celery_states
 from celery.exceptions import Ignore, Reject, Retry
 from celery.utils.nodenames import gethostname
 
+from celery_statekit.attempt import Attempt
 from celery_statekit.backends import GuardedBackend
 from celery_statekit.breaker import log_failure
 from celery_statekit.errors import (
@@ -45,7 +46,7 @@ from celery_statekit.reporter import Reporter
 from celery_statekit.result import StatefulEagerResult, StatefulGroupResult, StatefulResult
 from celery_statekit.settings import Settings, unwrapped
 from celery_statekit.states import RESERVED, Flow, task_flow
-from celery_statekit.tracker import Attempt, BesideOf, Tracker
+from celery_statekit.tracker import BesideOf, Tracker
 
 if TYPE_CHECKING:
     # Imported where they are used: a task without clients does not pay for them.
@@ -411,7 +412,8 @@ class StatefulTask(Task):
             AttemptEnded: the task has ended already; a delivery that comes late does nothing.
         """
         settings = Settings.of(self.app)
-        attempt = settings.tracker_of(eager=bool(request.is_eager)).attempt(
+        attempt = Attempt.of(
+            settings.tracker_of(eager=bool(request.is_eager)),
             request.id,
             self.name,
             self._flow,
@@ -548,7 +550,7 @@ class StatefulTask(Task):
         from celery_statekit.stores.memory import MemoryStore  # noqa: PLC0415 - as said above
 
         tracker = Tracker(MemoryStore(None), silent=True)
-        attempt = tracker.attempt(request.id or str(uuid4()), self.name, self._flow)
+        attempt = Attempt.of(tracker, request.id or str(uuid4()), self.name, self._flow)
         attempt.claim()
         request.statekit = attempt
         return attempt

@@ -25,6 +25,7 @@ from celery_statekit import (
     Watcher,
     open_store,
 )
+from celery_statekit.attempt import Attempt
 from celery_statekit.record import Limits, Record, decode_change, decode_record
 from celery_statekit.reporter import Reporter
 from celery_statekit.settings import Settings
@@ -452,7 +453,7 @@ def track(place: Place, check: Check) -> None:
 def _recorded(place: Place) -> Watcher:
     """A watcher of a task that has ended."""
     tracker = Tracker(place.store)
-    attempt = tracker.attempt("t-1", "run", Flow.of(OrderStates))
+    attempt = Attempt.of(tracker, "t-1", "run", Flow.of(OrderStates))
     attempt.claim()
     attempt.leave("SUCCESS")
     return Watcher(place.store, patience=0.05)

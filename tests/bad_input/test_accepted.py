@@ -12,6 +12,7 @@ from celery import Celery
 from kombu.utils import json as kombu_json
 
 from celery_statekit import Clients, Progress, StatefulTask, Watcher
+from celery_statekit.attempt import Attempt
 from celery_statekit.errors import InvalidInput, PayloadTooLarge
 from celery_statekit.record import Limits, Record, decode_record, encode_record
 from celery_statekit.settings import Settings
@@ -288,7 +289,7 @@ def test_odd_settings_are_obeyed(case: dict[str, Any]) -> None:
 @cases("until")
 def test_what_may_be_waited_for(place: Place, case: dict[str, Any]) -> None:
     """The end, a state, several in any collection."""
-    attempt = Tracker(place.store).attempt("t-1", "run", Flow.of(OrderStates))
+    attempt = Attempt.of(Tracker(place.store), "t-1", "run", Flow.of(OrderStates))
     attempt.claim()
     attempt.leave("SUCCESS")
 

@@ -9,6 +9,7 @@ from tests.servers import free_port
 
 import celery_statekit
 from celery_statekit import StatefulTask, States
+from celery_statekit.attempt import Attempt
 from celery_statekit.doctor import Finding, Level, examine, places
 from celery_statekit.errors import StoreUnavailable
 from celery_statekit.record import task_key
@@ -315,7 +316,7 @@ def test_a_run_that_outlives_results(make, the, tmp_path):
     yesterday = SQLiteStore(tmp_path / "states.db", now=lambda: time.time() - 86400)
     vars(Settings.of(app))["store"] = yesterday
     tracker = Settings.of(app).tracker
-    tracker.attempt("t-1", "shop.add", app.tasks["shop.add"]._flow, worker="w").claim()
+    Attempt.of(tracker, "t-1", "shop.add", app.tasks["shop.add"]._flow, worker="w").claim()
     tracker.queue("t-2", "shop.add")
     del vars(Settings.of(app))["store"]
 

@@ -64,7 +64,7 @@ class Case:
         self.tracker.breaker = Breaker(self.store.name)
 
     def claim(self) -> None:
-        self.attempt = self.tracker.attempt(self.id, TASK, FLOW)
+        self.attempt = Attempt.of(self.tracker, self.id, TASK, FLOW)
         self.attempt.claim()
 
     def seen(self) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 
 from celery_statekit import StatefulTask, States, flusher
+from celery_statekit.attempt import Attempt
 from celery_statekit.breaker import Breaker, this_thread
 from celery_statekit.errors import (
     AmbiguousWrite,
@@ -739,10 +740,10 @@ def test_of_two_runs_on_a_store_that_lost_its_records_the_later_counts(app):
         """Never run."""
 
     tracker = Settings.of(app).tracker
-    first = tracker.attempt("t-1", load.name, load._flow, worker="a:1")
+    first = Attempt.of(tracker, "t-1", load.name, load._flow, worker="a:1")
     first.claim()
     tracker.store.delete(tracker.key("t-1"))
-    second = tracker.attempt("t-1", load.name, load._flow, worker="b:2")
+    second = Attempt.of(tracker, "t-1", load.name, load._flow, worker="b:2")
     second.claim()
 
     for late in (lambda: first.enter("FIRST"), lambda: first.leave("SUCCESS"), first.confirm):
@@ -761,7 +762,7 @@ def test_an_end_that_was_recorded_since_stands(app):
         """Never run."""
 
     tracker = Settings.of(app).tracker
-    run = tracker.attempt("t-1", load.name, load._flow)
+    run = Attempt.of(tracker, "t-1", load.name, load._flow)
     run.claim()
     tracker.store.delete(tracker.key("t-1"))
     tracker.end_from_outside("t-1", load.name, "REVOKED", reason="terminated")

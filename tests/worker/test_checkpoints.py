@@ -18,6 +18,7 @@ from celery.backends.cache import CacheBackend
 from kombu.transport import memory
 
 from celery_statekit import StatefulTask, States, track
+from celery_statekit.attempt import Attempt
 from celery_statekit.errors import (
     InvalidInput,
     NotRunning,
@@ -675,14 +676,14 @@ def test_called_directly_it_leaves_no_trace():
 def test_what_a_newer_release_has_left_is_kept():
     """Fields that this release does not know pass through a run of it."""
     tracker = Tracker(MemoryStore(None))
-    attempt = tracker.attempt("t-1", "load", task_flow(None))
+    attempt = Attempt.of(tracker, "t-1", "load", task_flow(None))
     attempt.claim()
     attempt.checkpoint([1])
     record = tracker.store.read(task_key("t-1"))
     document = {**record.document, "checkpoint": {**record.document["checkpoint"], "newer": 1}}
     assert tracker.store.write(record.next(document), expect=record)
 
-    again = tracker.attempt("t-1", "load", task_flow(None))
+    again = Attempt.of(tracker, "t-1", "load", task_flow(None))
     again.claim()
     assert again.left().value == [1]
     again.checkpoint([2])

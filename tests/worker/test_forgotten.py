@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from celery_statekit import States, tracker
+from celery_statekit.attempt import Attempt
 from celery_statekit.errors import AttemptEnded, StateRegressed, StoreFull, UnknownTask
 from celery_statekit.record import TaskState
 from celery_statekit.states import Flow, task_flow
@@ -48,7 +49,7 @@ def begin(tasks):
     """Begin a run of the task."""
 
     def claim():
-        run = tasks.attempt("t-1", "shop.load", task_flow(Flow.of(Steps)))
+        run = Attempt.of(tasks, "t-1", "shop.load", task_flow(Flow.of(Steps)))
         run.claim()
         return run
 

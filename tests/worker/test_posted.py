@@ -20,6 +20,7 @@ from kombu.transport import memory
 from tests.stores.posting import Answer, PostingStore
 
 from celery_statekit import StatefulTask, flusher, listeners, signals
+from celery_statekit.attempt import Attempt
 from celery_statekit.errors import AmbiguousWrite, StoreUnavailable
 from celery_statekit.listeners import QUEUED, publisher
 from celery_statekit.settings import Settings
@@ -701,7 +702,7 @@ def test_a_run_that_overtakes_its_pending(load, put, caplog, end):
     class Overtaken(PostingStore):
         def post(self, record, **facts):
             def arrive():
-                run = tracker.attempt("overtaken", load.name, load._flow)
+                run = Attempt.of(tracker, "overtaken", load.name, load._flow)
                 run.claim()
                 if end:
                     run.leave(end)

@@ -6,6 +6,7 @@ import pytest
 from celery import signals as celery_signals
 
 from celery_statekit import StatefulTask
+from celery_statekit.attempt import Attempt
 from celery_statekit.errors import NewerFormat
 from celery_statekit.listeners import QUEUED
 from celery_statekit.record import FORMAT, Record, TaskState
@@ -33,7 +34,7 @@ def place():
 
 def claimed(tracker: Tracker, queued: object):
     """The state of a run that begins with this header."""
-    return tracker.attempt("t-1", "shop.load", task_flow(None), queued=queued).claim()
+    return Attempt.of(tracker, "t-1", "shop.load", task_flow(None), queued=queued).claim()
 
 
 def test_a_claim_by_the_header_reads_nothing():

@@ -20,6 +20,7 @@ from celery import states
 from celery.exceptions import Retry, TaskRevokedError
 from kombu.utils.encoding import str_to_bytes
 
+from celery_statekit.attempt import Attempt
 from celery_statekit.backends.onewrite import Verdict, one_write, stored
 from celery_statekit.backends.standing import tell_standing
 from celery_statekit.backends.whose import no_run, run_of
@@ -38,7 +39,7 @@ from celery_statekit.flusher import PATIENCE, flusher
 from celery_statekit.record import TaskState
 from celery_statekit.settings import Settings
 from celery_statekit.stores.base import Beside
-from celery_statekit.tracker import Attempt, Outcome
+from celery_statekit.tracker import Outcome
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from billiard.exceptions import WorkerLostError
 
+from celery_statekit.attempt import LEAVING
 from celery_statekit.record import TaskState
-from celery_statekit.tracker import LEAVING
 
 
 def run_of(task: Any, request: Any, exc: BaseException) -> Callable[[TaskState], bool]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, NoReturn, TypeVar
 
+from celery_statekit.attempt import content_of
 from celery_statekit.client import ClientState
 from celery_statekit.clients import Clients
 from celery_statekit.errors import IllegalTransition, sentence
@@ -14,7 +15,6 @@ from celery_statekit.progress import Progress
 from celery_statekit.record import Change, TaskState
 from celery_statekit.states import LIFECYCLE, Flow
 from celery_statekit.stores.base import Store
-from celery_statekit.tracker import content_of
 
 Client = TypeVar("Client", bound=ClientState)
 

@@ -13,6 +13,7 @@ from celery.worker.request import Request
 from kombu.serialization import prepare_accept_content
 
 from celery_statekit import signals
+from celery_statekit.attempt import Attempt
 from celery_statekit.checkpoint import checked_value
 from celery_statekit.client import ClientState
 from celery_statekit.clients import Clients
@@ -199,7 +200,7 @@ class _Run:
         flow = self.task._flow  # noqa: SLF001 - what the task itself is checked by
         tracker.queue(self.id, self.task.name)
         for number in range(1, attempt):
-            before = tracker.attempt(self.id, self.task.name, flow, worker="celery@before:1")
+            before = Attempt.of(tracker, self.id, self.task.name, flow, worker="celery@before:1")
             before.claim()
             if number == attempt - 1:
                 for name, items in finished.items():

@@ -13,6 +13,7 @@ from celery.app.task import Context
 from celery.exceptions import ChordError, Ignore, TaskRevokedError
 from celery.result import AsyncResult
 
+from celery_statekit.attempt import Attempt
 from celery_statekit.errors import AmbiguousWrite, StoreUnavailable
 from celery_statekit.flusher import flusher
 from celery_statekit.settings import Settings
@@ -270,7 +271,7 @@ def test_a_stale_run_of_a_chord_member_tells_nothing(
     (child,) = result.parent.results
     here.wait()
     over = hear(signals.task_postrun)
-    Settings.of(app).tracker.attempt(child.id, "member", member._flow).claim()
+    Attempt.of(Settings.of(app).tracker, child.id, "member", member._flow).claim()
     go.set()
 
     until(lambda: "IGNORED" in over)

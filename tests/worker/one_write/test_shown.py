@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 
 from celery_statekit import States
+from celery_statekit.attempt import Attempt
 from celery_statekit.backends import RedisBackend
 from celery_statekit.errors import StaleAttempt, StoreUnavailable
 from celery_statekit.flusher import flusher
@@ -64,7 +65,7 @@ def test_a_stale_run_shows_nothing(app: Celery, work: Any, gate: Any, until: Any
     work()
     result = load.delay()
     entered.wait()
-    Settings.of(app).tracker.attempt(result.id, "load", load._flow).claim()
+    Attempt.of(Settings.of(app).tracker, result.id, "load", load._flow).claim()
     report = next(iter(each for each in flusher()._watched if each.attempt.id == result.id))
     until(lambda: report.attempt.reporter._stopped is not None)
     assert app.backend.get_state(result.id) == "READING"

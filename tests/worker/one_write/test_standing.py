@@ -10,6 +10,7 @@ from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult
 
 from celery_statekit import StatefulTask
+from celery_statekit.attempt import Attempt
 from celery_statekit.errors import ResultLost, StoreUnavailable
 from celery_statekit.settings import Settings
 
@@ -51,7 +52,7 @@ def test_a_success_whose_value_is_gone(app: Celery, work: Any) -> None:
     def load() -> str:
         return "again"
 
-    attempt = Settings.of(app).tracker.attempt("gone", "load", load._flow)
+    attempt = Attempt.of(Settings.of(app).tracker, "gone", "load", load._flow)
     attempt.claim()
     attempt.leave("SUCCESS")
     work()

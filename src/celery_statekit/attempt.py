@@ -1,0 +1,444 @@
+"""One run of a task: what it may write, and no other."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final, NoReturn, TypeVar
+
+from celery_statekit import signals
+from celery_statekit.checkpoint import Checkpoint, checked_value, name_of, with_finished, with_value
+from celery_statekit.errors import (
+    AttemptEnded,
+    IllegalTransition,
+    InvalidInput,
+    NotRunning,
+    PayloadTooLarge,
+    StaleAttempt,
+    StateRegressed,
+    brief,
+)
+from celery_statekit.frozen import changed
+from celery_statekit.progress import NOTHING, Progress, check_nesting
+from celery_statekit.record import REPLACED, Record, TaskState, cut_text, dump_json
+from celery_statekit.reporter import Reporter
+from celery_statekit.states import WAITING, Flow
+from celery_statekit.tracker import BesideOf, Tracker
+from celery_statekit.written import NOBODY, Written, as_queued
+
+logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+#: Begins the reason of a run whose process is ending.
+LEAVING: Final = "its process is ending: "
+
+
+class Attempt:
+    """One run of a task, from its claim to its end: what the run may write, and no other.
+
+    Its writes come from the task's thread and from the flusher's; a lock keeps them in order.
+    """
+
+    def __init__(
+        self, tracker: Tracker, flow: Flow, state: TaskState, queued: Written | None = None
+    ) -> None:
+        self.tracker = tracker
+        self.flow = flow
+        self.reporter = Reporter()
+        #: Number of the run, and the fence of its writes; 0 until it is claimed.
+        self.number = 0
+        #: Version of the newest state that was written together with what Celery keeps of it.
+        self.shown = 0
+        #: The record as this run last wrote it.
+        self._written: Written | None = None
+        #: Version and incarnation to which the store went back, when that was raised.
+        self._regress: tuple[int, str] | None = None
+        self._state = state
+        #: What the attempts before this one left; None: nothing, or it is not claimed.
+        self._left: Checkpoint | None = None
+        #: The record as who sent the message wrote it; None: it has to be read.
+        self._queued = queued
+        self._lock = threading.RLock()
+
+    @classmethod
+    def of(
+        cls,
+        tracker: Tracker,
+        id: str,
+        task: str,
+        flow: Flow,
+        *,
+        worker: str = "",
+        client_id: str = "",
+        queued: object = "",
+    ) -> Attempt:
+        """A run of the task that is about to begin; nothing is written before it is claimed.
+
+        Args:
+            queued: what :meth:`Tracker.queue` has returned, where the message says it. It is a
+                guess: a task that has moved since is read.
+        """
+        state = changed(NOBODY, id=id, task=task, worker=worker, client_id=client_id)
+        return cls(tracker, flow, state, as_queued(state, tracker.key(id), queued))
+
+    @property
+    def id(self) -> str:
+        """The task's id."""
+        return self._state.id
+
+    @property
+    def task(self) -> str:
+        """The task's registered name."""
+        return self._state.task
+
+    @property
+    def state(self) -> TaskState:
+        """The task's state as this run last wrote it."""
+        return self._state
+
+    def claim(self, beside: BesideOf | None = None, *, urgent: bool = False) -> TaskState:
+        """The run begins: STARTED, one attempt higher than any before it.
+
+        Args:
+            beside: what Celery keeps of it, written together with the record.
+            urgent: try a store that is known to be away.
+
+        Raises:
+            AttemptEnded: the task has come to its end already.
+            StoreError: it could not be written; the next write of the run claims again.
+        """
+        begun = self._state
+
+        def decide(state: TaskState) -> TaskState:
+            if state.forgotten:
+                state = changed(NOBODY, id=begun.id, attempt=state.attempt)
+            if state.final:
+                raise AttemptEnded(begun.task, begun.id, state.state)
+            return changed(
+                state,
+                task=begun.task,
+                state="STARTED",
+                attempt=state.attempt + 1,
+                worker=begun.worker,
+                client_id=begun.client_id or state.client_id,
+                reason="",
+                error=None,
+                due_at=None,
+                started_at=self.tracker.now(),
+                progress=None,
+                last_progress=state.progress or state.last_progress,
+                checkpoint=state.checkpoint and _left_for(begun.task, state),
+            )
+
+        with self._lock:
+            guess, self._queued = self._queued, None
+            written = self.tracker.commit(
+                self.id, decide, guess=guess, beside=beside, urgent=urgent
+            )
+            self._written, self._state = written, written.state
+            self.number = written.state.attempt
+            self._left = written.state.checkpoint
+            if beside is not None:
+                self.shown = written.state.version
+            return written.state
+
+    def enter(
+        self,
+        to_state: str,
+        *,
+        reason: str = "",
+        detail: Mapping[str, Any] | None = None,
+        beside: BesideOf | None = None,
+    ) -> TaskState:
+        """The run enters ``to_state`` of its flow; what progress it made until now is kept.
+
+        Raises:
+            IllegalTransition: the flow does not allow it; nothing was changed.
+            StaleAttempt: a newer run has taken over.
+            AttemptEnded: the task was ended from outside.
+            StateRegressed: the store went back to an older version; it was not entered. Raised
+                once: the next write puts back what this run knows.
+            StoreError: it could not be written; the record stands where it stood.
+        """
+        limits = self.tracker.store.limits
+        reason = cut_text(reason, limits.message_bytes)
+        if detail:
+            _check_detail(detail, limits.record_bytes)
+
+        def decide(state: TaskState) -> TaskState:
+            state = self._own(state, to_state)
+            self.flow.check(
+                state.state, to_state, task=self.task, id=self.id, subject=state, by_hand=True
+            )
+            return changed(state, state=to_state, reason=reason, progress=self._progress())
+
+        try:
+            return self._commit(decide, detail=detail, beside=beside, urgent=True)
+        except IllegalTransition as refusal:
+            refused = signals.Refused(
+                task=self.task, id=self.id, attempt=self.number, error=refusal
+            )
+            self.tracker.send(signals.transition_refused, self.task, refused=refused)
+            raise
+
+    def report(self, beside: BesideOf | None = None) -> Progress | None:
+        """Write the newest progress if there is any that was not written; return it.
+
+        Raises:
+            StaleAttempt, AttemptEnded, StoreError: as :meth:`enter`.
+        """
+        with self._lock:
+            progress = self._progress()
+            if progress is None or content_of(progress) == content_of(self._state.progress):
+                if self._finished_more():
+                    self._commit_unseen(lambda state: self._own(state, "progress"))
+                return None
+
+            def decide(state: TaskState) -> TaskState:
+                return changed(self._own(state, "progress"), progress=progress)
+
+            self._commit(decide, beside=beside)
+        return progress
+
+    def checkpoint(self, value: Any) -> None:
+        """The run leaves ``value`` for the next attempt, in place of what was left before.
+
+        Raises:
+            InvalidInput: it is no JSON; nothing was changed.
+            PayloadTooLarge: it takes more than a quarter of a record's bytes; nothing was changed.
+            NotRunning: the run has left already: for a retry, or for another task in its place.
+            StaleAttempt, AttemptEnded, StateRegressed, StoreError: as :meth:`enter`.
+        """
+        value = checked_value(value, self.tracker.store.limits.record_bytes)
+
+        def decide(state: TaskState) -> TaskState:
+            state = self._own(state, "a checkpoint")
+            if state.state in WAITING:
+                raise NotRunning(self.task, "checkpoint")
+            at = self.tracker.now()
+            made = with_value(state.checkpoint, value, attempt=self.number, at=at)
+            return changed(state, checkpoint=made)
+
+        self._commit_unseen(decide, urgent=True)
+
+    def left(self) -> Checkpoint | None:
+        """What the attempts before this one left; None: nothing.
+
+        Raises:
+            AttemptEnded, StoreError: it is not known, for the run could not be claimed.
+        """
+        with self._lock:
+            if self._written is None:
+                self.claim(urgent=True)
+            return self._left
+
+    def track(
+        self, iterable: Iterable[_T], message: str, total: float | None, *, resume: bool | str
+    ) -> Iterator[_T]:
+        """Iterate and report; with ``resume`` from where the last attempt was.
+
+        Raises:
+            InvalidInput: ``resume`` is no name, or that of another track of this run.
+            AttemptEnded, StoreError: as :meth:`left`; only with ``resume``.
+        """
+        if resume is False:
+            return self.reporter.track(iterable, message, total)
+        name, left = name_of(resume), self.left()
+        skip = 0 if left is None else left.finished.get(name, 0)
+        return self.reporter.track(iterable, message, total, name=name, skip=skip)
+
+    def show(self, beside: BesideOf) -> None:
+        """Write the state as it stands, and with it what Celery keeps of it.
+
+        Raises:
+            StaleAttempt, AttemptEnded, StoreError: as :meth:`enter`.
+        """
+        self._commit(lambda state: self._own(state, "what is shown"), beside=beside)
+
+    def leave_process(self, cause: str) -> None:
+        """The run's process is ending because of ``cause``; its last progress is kept.
+
+        It is no end: the worker's main process says how it went, and by this mark knows the run
+        it speaks of, for the process may live a moment longer.
+        """
+
+        def decide(state: TaskState) -> TaskState:
+            state = self._own(state, "progress")
+            return changed(state, reason=f"{LEAVING}{cause}", progress=self._progress())
+
+        self._commit(decide)
+
+    def announce(self, progress: Progress) -> None:
+        """Tell whoever listens that ``progress`` was written."""
+        told = signals.Progressed(
+            task=self.task,
+            id=self.id,
+            attempt=self.number,
+            client_id=self._state.client_id,
+            progress=progress,
+        )
+        self.tracker.send(signals.progressed, self.task, progressed=told)
+
+    def leave(
+        self,
+        to_state: str,
+        *,
+        reason: str = "",
+        error: Mapping[str, str] | None = None,
+        due_at: float | None = None,
+        beside: BesideOf | None = None,
+    ) -> TaskState:
+        """The run is over: an end, or RETRY, IGNORED, REJECTED; its last progress is kept.
+
+        Raises:
+            StaleAttempt, AttemptEnded, StoreError: as :meth:`enter`.
+        """
+        tracker = self.tracker
+        progress = self._progress()
+
+        def decide(state: TaskState) -> TaskState:
+            state = changed(self._own(state, to_state), progress=progress)
+            # LOST of a run that only seemed so: nobody took over, so it ends as it says.
+            if state.state != "LOST" and self.flow.allowed(state.state):
+                self.flow.check(state.state, to_state, task=self.task, id=self.id)
+            return tracker.resting_or_ended(state, to_state, reason, error, due_at)
+
+        ttl = tracker.kept_for((due_at or 0.0) - tracker.now())
+        try:
+            return self._commit(decide, ttl=ttl, beside=beside)
+        except InvalidInput:
+            # Details too large to be kept must not keep the end from being recorded.
+            logger.warning("the last progress of %s[%s] is not kept", self.task, brief(self.id))
+            progress = self._state.progress
+            return self._commit(decide, ttl=ttl, beside=beside)
+
+    def confirm(self, *, only_looks: bool = False) -> None:
+        """Check that this run is still the current one.
+
+        Args:
+            only_looks: leave it to the next write to find that the store went back.
+
+        Raises:
+            StaleAttempt: a newer run has taken over.
+            AttemptEnded: the task was ended from outside.
+        """
+        with self._lock:
+            if self._written is None:
+                self.claim()
+                return
+            held, tracker = self._written, self.tracker
+            record = tracker.breaker.call(lambda: tracker.store.read(held.record.key), reads=True)
+            if held.is_lost(record):
+                if not only_looks:
+                    self._went_back(False, held, record)
+            elif record is not None and not record.same(held.record):
+                self._own(TaskState.from_record(record), "the end of the run")
+
+    def _progress(self) -> Progress | None:
+        if self.reporter.untouched:
+            return self._state.progress
+        progress = self.reporter.snapshot()
+        if content_of(progress) == NOTHING:
+            return self._state.progress
+        message = cut_text(progress.message, self.tracker.store.limits.message_bytes)
+        return changed(progress, message=message)
+
+    def _commit(
+        self,
+        decide: Callable[[TaskState], TaskState | None],
+        *,
+        ttl: float | None = None,
+        detail: Mapping[str, Any] | None = None,
+        beside: BesideOf | None = None,
+        urgent: bool = False,
+    ) -> TaskState:
+        with self._lock:
+            if self._written is None:
+                self.claim(urgent=urgent)
+            written = self.tracker.commit(
+                self.id,
+                decide,
+                held=self._written,
+                ttl=ttl,
+                detail=detail,
+                beside=beside,
+                urgent=urgent,
+                regressed=partial(self._went_back, urgent),
+            )
+            self._written, self._state = written, written.state
+            if beside is not None:
+                self.shown = written.state.version
+            return written.state
+
+    def _went_back(self, raises: bool, held: Written, found: Record | None) -> None:  # noqa: FBT001 - bound
+        """The store has lost what this run wrote: say it once, then put it back."""
+        version, incarnation = (found.version, found.incarnation) if found else (0, "")
+        if found is not None and incarnation != held.record.incarnation:
+            state = TaskState.from_record(found)
+            if state.attempt:
+                # Of two runs that both think they are the current one the later has begun since.
+                self._fence(state.attempt, "what was lost")
+        if self._regress == (version, incarnation):
+            return
+        self._regress = version, incarnation
+        error = StateRegressed(held.record.key, held.record.version, version)
+        if raises:
+            raise error
+        logger.warning("%s; what the run knows is written again", error)
+
+    def _fence(self, current: int, wanted: str) -> NoReturn:
+        fenced = signals.Fenced(
+            task=self.task, id=self.id, attempt=self.number, current=current, wanted=wanted
+        )
+        self.tracker.send(signals.attempt_fenced, self.task, fenced=fenced)
+        raise StaleAttempt(self.task, self.id, self.number, current)
+
+    def _own(self, state: TaskState, wanted: str) -> TaskState:
+        """Let only the current run pass; it knows best what a record that is gone said."""
+        if state.attempt > self.number:
+            self._fence(state.attempt, wanted)
+        if state.final:
+            raise AttemptEnded(self.task, self.id, state.state)
+        state = state if state.known else self._state
+        finished = self.reporter.finished
+        if not finished:
+            return state
+        return changed(state, checkpoint=with_finished(state.checkpoint, finished))
+
+    def _commit_unseen(
+        self, decide: Callable[[TaskState], TaskState], *, urgent: bool = False
+    ) -> None:
+        """Write what changes nothing of what Celery keeps: it need not be shown again."""
+        with self._lock:
+            is_shown = self._written is not None and self.shown == self._state.version
+            self._commit(decide, urgent=urgent)
+            if is_shown:
+                self.shown = self._state.version
+
+    def _finished_more(self) -> bool:
+        left, finished = self._state.checkpoint, self.reporter.finished
+        return bool(finished) and with_finished(left, finished) != left
+
+
+def _left_for(task: str, state: TaskState) -> Checkpoint | None:
+    """What is left for the next attempt, if it is one of the same task and of the same work."""
+    replaced = state.state == "IGNORED" and state.reason.startswith(REPLACED)
+    return None if replaced or state.task != task else state.checkpoint
+
+
+def content_of(progress: Progress | None) -> Progress | None:
+    """What was reported of ``progress``, without what follows from the clock."""
+    return progress and changed(progress, rate=None, eta=None)
+
+
+def _check_detail(detail: Mapping[str, Any], limit: int) -> None:
+    try:
+        check_nesting(detail)
+    except (TypeError, ValueError) as exc:
+        raise InvalidInput(f"detail is no JSON ({exc})", "detail", detail, "JSON") from exc
+    size = len(dump_json(detail, "detail", "detail").encode())
+    if size > limit:
+        raise PayloadTooLarge("detail too large", "detail", size, f"{limit} bytes")
