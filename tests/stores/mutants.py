@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,17 +27,19 @@ from celery_statekit.stores.sqlite import SQLiteStore
 from celery_statekit.stores.sqlite import file as sqlite_file
 from celery_statekit.stores.sqlite import leases as sqlite_leases
 from celery_statekit.stores.sqlite import notices as sqlite_notices
+from celery_statekit.stores.sqlite import renewals as sqlite_renewals
 from celery_statekit.testing import (
     EnumeratesContract,
     LeasesContract,
     ManualClock,
     NotifiesContract,
+    RenewsContract,
     StoreContract,
 )
 from celery_statekit.testing.contract import crowd, notices, turns
 
 
-class Unbroken(StoreContract, LeasesContract, EnumeratesContract, NotifiesContract):
+class Unbroken(StoreContract, LeasesContract, RenewsContract, EnumeratesContract, NotifiesContract):
     """The SQLite store, and what of it a mutant replaces."""
 
     __test__ = False
@@ -46,7 +48,12 @@ class Unbroken(StoreContract, LeasesContract, EnumeratesContract, NotifiesContra
     store_class: ClassVar[type] = SQLiteStore
     #: What takes the place of names in the store's modules.
     instead: ClassVar[dict[str, Any]] = {}
-    modules: ClassVar[tuple[Any, ...]] = (sqlite, sqlite_leases, sqlite_notices)
+    modules: ClassVar[tuple[Any, ...]] = (
+        sqlite,
+        sqlite_leases,
+        sqlite_notices,
+        sqlite_renewals,
+    )
 
     @pytest.fixture
     def reopen(self, path: Path, clock: ManualClock, replaced: None) -> Callable[..., Any]:
@@ -836,6 +843,214 @@ class BuriesTheLiving(Unbroken):
 
     caught_by = "test_who_waits_for_long_keeps_its_place"
     instead: ClassVar = {"RENEW": 1e6}
+
+
+# --- renewals ------------------------------------------------------------------------------------
+
+
+class LeasesOnlyWhatIsRenewed(Unbroken):
+    """Who has not renewed yet counts as dead."""
+
+    caught_by = "test_a_record_is_leased_from_its_label_on"
+    instead: ClassVar = {"LEFT": sqlite_renewals.LEFT.replace("since + :seconds", ":seconds - 1e9")}
+
+
+class IgnoresRenewals(Unbroken):
+    """Who renews counts as dead all the same."""
+
+    caught_by = "test_a_renewal_prolongs"
+    instead: ClassVar = {"LEFT": sqlite_renewals.LEFT.replace("SELECT until", "SELECT 0.0")}
+
+
+class RenewsForAnyone(Unbroken):
+    """Whoever renews, each owner of the record lives on."""
+
+    caught_by = "test_another_owner_prolongs_nothing"
+    instead: ClassVar = {
+        "LEFT": sqlite_renewals.LEFT.replace("SELECT until", "SELECT max(until)").replace(
+            "alive.owner = :owner", ":owner IS NOT NULL"
+        )
+    }
+
+
+class RenewsAllOfAnOwner(Unbroken):
+    """Who renews one record keeps all of its own."""
+
+    caught_by = "test_another_owner_prolongs_nothing"
+    instead: ClassVar = {
+        "LEFT": sqlite_renewals.LEFT.replace("SELECT until", "SELECT max(until)").replace(
+            "alive.key = :key AND", ""
+        )
+    }
+
+
+class RenewsForOneAtATime(UnbrokenMemory):
+    """Who renews ends the lease of who did so before."""
+
+    class Store(MemoryStore):
+        def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+            alive, keys = self._shelf.alive, {key for key, _ in leases}
+            for lease in [lease for lease in alive if lease[0] in keys]:
+                del alive[lease]
+            super().renew(leases, seconds)
+
+    caught_by = "test_another_owner_ends_nothing"
+    store_class = Store
+
+
+class RenewsByTheHostsClock(Unbroken):
+    """A renewal lasts until a moment of the caller's clock."""
+
+    class Store(SQLiteStore):
+        def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+            super().renew(leases, time.time() + seconds - self._now())
+
+    caught_by = "test_a_renewal_ends"
+    store_class = Store
+
+
+class TellsByTheHostsClock(Unbroken):
+    """What is left is counted by the caller's clock."""
+
+    class Store(SQLiteStore):
+        def left(self, key: str, owner: str, seconds: float) -> float | None:
+            left = super().left(key, owner, seconds)
+            return left and max(left + self._now() - time.time(), 0.0)
+
+    caught_by = "test_a_record_is_leased_from_its_label_on"
+    store_class = Store
+
+
+class LivesOnByAnyWrite(Unbroken):
+    """A write with the same label begins the lease again."""
+
+    caught_by = "test_the_same_label_does_not_begin_it_again"
+    instead: ClassVar = {
+        "NEXT": sqlite.NEXT.replace("iif(state = :state, since, :now)", "ifnull(:now, since)")
+    }
+
+
+class NeverRenewsForLess(Unbroken):
+    """The latest end ever given counts."""
+
+    caught_by = "test_the_newest_renewal_counts"
+    instead: ClassVar = {
+        "PROLONG": sqlite_renewals.PROLONG.replace(
+            "= excluded.until", "= max(until, excluded.until)"
+        )
+    }
+
+
+class RenewalsReplaceTheLabel(Unbroken):
+    """Once renewed, the moment of the label counts no more."""
+
+    caught_by = "test_a_renewal_does_not_cut_short_what_the_label_gives"
+    instead: ClassVar = {
+        "LEFT": """SELECT version, incarnation, text, ifnull(
+                (SELECT until FROM alive WHERE alive.key = :key AND alive.owner = :owner),
+                since + :seconds)
+            FROM records WHERE key = :key AND (expires IS NULL OR expires > :now)"""
+    }
+
+
+class LessThanNothingIsLeft(Unbroken):
+    """What has ended is told as a time below nothing."""
+
+    class Store(SQLiteStore):
+        def left(self, key: str, owner: str, seconds: float) -> float | None:
+            return super().left(key, owner, seconds + 100.0) and (
+                (super().left(key, owner, seconds + 100.0) or 0.0) - 100.0
+            )
+
+    caught_by = "test_a_lease_that_nobody_renews_ends"
+    store_class = Store
+
+
+class LeasesTheExpired(Unbroken):
+    """An expired record is leased until it is removed."""
+
+    caught_by = "test_of_no_record_nothing_is_left"
+    instead: ClassVar = {"LEFT": sqlite_renewals.LEFT.replace("OR expires > :now", "OR 1")}
+
+
+class RenewsOnlyWhatIsThere(Unbroken):
+    """Who renews before the record is written has not."""
+
+    class Store(SQLiteStore):
+        def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+            super().renew([lease for lease in leases if self.read(lease[0])], seconds)
+
+    caught_by = "test_who_renews_before_there_is_a_record"
+    store_class = Store
+
+
+class RenewsTheFirstThousand(Unbroken):
+    """Of many the last are left out."""
+
+    class Store(SQLiteStore):
+        def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+            super().renew(list(leases)[:1000], seconds)
+
+    caught_by = "test_many_at_once"
+    store_class = Store
+
+
+class JoinsKeyAndOwner(UnbrokenMemory):
+    """Two pairs are one where one text follows from both."""
+
+    class Store(MemoryStore):
+        def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+            super().renew([(f"{key}|{owner}", "") for key, owner in leases], seconds)
+
+        def left(self, key: str, owner: str, seconds: float) -> float | None:
+            until = self._shelf.alive.get((f"{key}|{owner}", ""), 0.0)
+            left = super().left(key, owner, seconds)
+            return None if left is None else max(left, until - self._now())
+
+    caught_by = "test_keys_and_owners_are_compared_byte_for_byte"
+    store_class = Store
+
+
+class CutsOwners(Unbroken):
+    """Of an owner's name the first 255 characters count."""
+
+    class Store(SQLiteStore):
+        def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+            super().renew([(key, owner[:255]) for key, owner in leases], seconds)
+
+        def left(self, key: str, owner: str, seconds: float) -> float | None:
+            return super().left(key, owner[:255], seconds)
+
+    caught_by = "test_keys_and_owners_are_compared_byte_for_byte"
+    store_class = Store
+
+
+class RenewsInItsOwnObject(UnbrokenMemory):
+    """Another store object of the same place sees no renewal."""
+
+    class Store(MemoryStore):
+        def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+            self.mine = dict.fromkeys(leases, self._now() + seconds)
+
+        def left(self, key: str, owner: str, seconds: float) -> float | None:
+            left, until = super().left(key, owner, seconds), self.__dict__.get("mine", {})
+            return left and max(left, until.get((key, owner), 0.0) - self._now())
+
+    caught_by = "test_a_renewal_outlives_who_made_it"
+    store_class = Store
+
+
+class TakesDamageForTheDead(Unbroken):
+    """Of what is no record nothing is left."""
+
+    class Store(SQLiteStore):
+        def left(self, key: str, owner: str, seconds: float) -> float | None:
+            with suppress(CorruptRecord):
+                return super().left(key, owner, seconds)
+            return None
+
+    caught_by = "test_damage_is_told"
+    store_class = Store
 
 
 # --- listings ------------------------------------------------------------------------------------

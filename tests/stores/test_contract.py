@@ -14,11 +14,14 @@ from celery_statekit.testing import (
     LeasesContract,
     ManualClock,
     NotifiesContract,
+    RenewsContract,
     StoreContract,
 )
 
 
-class TestMemoryStore(StoreContract, LeasesContract, EnumeratesContract, NotifiesContract):
+class TestMemoryStore(
+    StoreContract, LeasesContract, RenewsContract, EnumeratesContract, NotifiesContract
+):
     shared_between_processes = False
 
     @pytest.fixture
@@ -34,7 +37,9 @@ class TestMemoryStore(StoreContract, LeasesContract, EnumeratesContract, Notifie
         return plant_in_memory
 
 
-class TestSQLiteStore(StoreContract, LeasesContract, EnumeratesContract, NotifiesContract):
+class TestSQLiteStore(
+    StoreContract, LeasesContract, RenewsContract, EnumeratesContract, NotifiesContract
+):
     @pytest.fixture
     def reopen(self, path: Path, clock: ManualClock) -> Callable[[Limits | None], Store]:
         return lambda limits=None: SQLiteStore(path, limits, now=clock)

@@ -17,7 +17,15 @@ from tests.stores.posting import PostingStore
 from celery_statekit.errors import AmbiguousWrite, StoreUnavailable
 from celery_statekit.record import Change, Record
 from celery_statekit.stores import Leases, MemoryStore, SQLiteStore, Store
-from celery_statekit.stores.base import Beside, Enumerates, Notifies, Posts, WritesBeside, kind_of
+from celery_statekit.stores.base import (
+    Beside,
+    Enumerates,
+    Notifies,
+    Posts,
+    Renews,
+    WritesBeside,
+    kind_of,
+)
 from celery_statekit.testing import (
     EnumeratesContract,
     FailsAt,
@@ -25,6 +33,7 @@ from celery_statekit.testing import (
     LosesReplies,
     ManualClock,
     PostsContract,
+    RenewsContract,
     StoreContract,
 )
 from celery_statekit.testing.faulty import Mode
@@ -37,7 +46,9 @@ def store(place: str) -> Iterator[MemoryStore]:
     return MemoryStore(place)
 
 
-class TestAStoreThatNeverFails(StoreContract, LeasesContract, EnumeratesContract, PostsContract):
+class TestAStoreThatNeverFails(
+    StoreContract, LeasesContract, RenewsContract, EnumeratesContract, PostsContract
+):
     """With nothing to fail, both wrappers around a store keep its contract."""
 
     shared_between_processes = False
@@ -110,13 +121,15 @@ def _all_calls(store: Any) -> Iterator[Callable[[], Any]]:
     yield lambda: store.history(KEY)
     yield lambda: store.acquire(KEY, "me", 1.0)
     yield lambda: store.release(KEY, "me")
+    yield lambda: store.renew([(KEY, "me")], 1.0)
+    yield lambda: store.left(KEY, "me", 1.0)
     yield lambda: store.find(kind_of(KEY))
     yield lambda: store.count(kind_of(KEY))
     yield lambda: store.subscribe(KEY, print)
     yield lambda: store.delete(KEY)
 
 
-@pytest.mark.parametrize("n", range(1, 10))
+@pytest.mark.parametrize("n", range(1, 12))
 def test_the_nth_call_fails_and_no_other(store: MemoryStore, n: int) -> None:
     """Whichever call it is, it fails before anything is done."""
     failing = FailsAt(store, n)
@@ -124,8 +137,8 @@ def test_the_nth_call_fails_and_no_other(store: MemoryStore, n: int) -> None:
 
     assert failed == [n]
     assert failing.fired
-    assert failing.calls == 9
-    assert (store.read(KEY) is not None) == (n == 9)
+    assert failing.calls == 11
+    assert (store.read(KEY) is not None) == (n == 11)
 
 
 def test_several_calls_may_fail(store: MemoryStore) -> None:
@@ -137,7 +150,7 @@ def test_several_calls_may_fail(store: MemoryStore) -> None:
 
 def test_counting_up_ends(store: MemoryStore) -> None:
     """A failpoint behind the last call does not fire: that is how a test knows it has tried all."""
-    failing = FailsAt(store, 10)
+    failing = FailsAt(store, 12)
     for call in _all_calls(failing):
         call()
 
@@ -288,7 +301,7 @@ def test_of_what_cannot_be_posted_no_answer_is_lost(place: str) -> None:
 
 
 def test_it_can_what_its_store_can(store: MemoryStore) -> None:
-    """A wrapper keeps leases, finds records and notifies exactly where the store does."""
+    """A wrapper keeps and renews leases, finds records and notifies exactly where the store does."""
 
     class Narrow:
         name, limits = store.name, store.limits
@@ -298,6 +311,7 @@ def test_it_can_what_its_store_can(store: MemoryStore) -> None:
     for wrapper in (FailsAt(store, 0), LosesReplies(store)):
         assert isinstance(wrapper, Store)
         assert isinstance(wrapper, Leases)
+        assert isinstance(wrapper, Renews)
         assert isinstance(wrapper, Enumerates)
         assert isinstance(wrapper, Notifies)
         assert not isinstance(wrapper, WritesBeside)
@@ -305,6 +319,7 @@ def test_it_can_what_its_store_can(store: MemoryStore) -> None:
     for wrapper in (FailsAt(Narrow(), 0), LosesReplies(Narrow())):
         assert isinstance(wrapper, Store)
         assert not isinstance(wrapper, Leases)
+        assert not isinstance(wrapper, Renews)
         assert not isinstance(wrapper, Enumerates)
         assert not isinstance(wrapper, Notifies)
     assert isinstance(FailsAt(PostingStore(None), 0), Posts)

@@ -60,9 +60,12 @@ def test_the_expired_are_removed(place: str) -> None:
     for number in range(10):
         store.write(Record.first(f"k{number}", {}), expect=None, ttl=1.0)
         store.acquire(f"k{number}", "me", 1.0)
+        store.renew([(f"k{number}", "me")], 1.0)
     clock.advance(2.0)
     for number in range(30):
         store.write(Record.first(f"n{number}", {}), expect=None)
+    store.renew([(f"n{number}", "me") for number in range(10)], 1.0)
 
     assert set(memory._shelves[place].entries) == {f"n{number}" for number in range(30)}
     assert memory._shelves[place].leases == {}
+    assert set(memory._shelves[place].alive) == {(f"n{number}", "me") for number in range(10)}

@@ -16,6 +16,7 @@ from celery_statekit.testing import (
     LeasesContract,
     NotifiesContract,
     PostsContract,
+    RenewsContract,
     StoreContract,
 )
 
@@ -44,7 +45,12 @@ def plant_in_redis(redis_url: str, prefix: str) -> Callable[[str, bytes], None]:
 
 
 class TestRedisStore(
-    StoreContract, LeasesContract, EnumeratesContract, NotifiesContract, PostsContract
+    StoreContract,
+    LeasesContract,
+    RenewsContract,
+    EnumeratesContract,
+    NotifiesContract,
+    PostsContract,
 ):
     #: Expiry is the server's and real.
     ttl = 0.3

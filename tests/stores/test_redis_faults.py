@@ -665,6 +665,33 @@ def test_nothing_is_left_of_what_was_deleted(own_redis: Own, opened) -> None:
         assert client.keys() == []
 
 
+def test_what_renewals_leave_behind(own_redis: Own, opened) -> None:
+    """A key for each, which expires with it, and no entry of a listing; none for no time."""
+    server = own_redis()
+    store = opened(server.url)
+    store.renew([(KEY, "celery@host:1|\u00e9"), (KEY, "gone")], 60.0)
+    store.renew([(KEY, "gone")], 0.0)
+
+    with redis.Redis.from_url(server.url) as client:
+        (name,) = client.keys()
+        assert name == f"{KEY}|alive:celery%40host%3A1%7C%C3%A9".encode()
+        assert 59_000 < client.pttl(name) <= 60_000
+
+
+def test_what_is_no_record_is_leased_to_nobody(own_redis: Own, opened) -> None:
+    """CorruptRecord for a key of another type, and for a list of something else."""
+    server = own_redis()
+    store = opened(server.url)
+    with redis.Redis.from_url(server.url) as client:
+        client.set("a", "x")
+        client.rpush("b", "x")
+        client.rpush("c", "")
+
+    for key in "abc":
+        with pytest.raises(CorruptRecord):
+            store.left(key, "me", 60.0)
+
+
 def test_a_state_label_that_is_no_longer_used(own_redis: Own, opened) -> None:
     """Is forgotten: what a write or a listing costs does not grow with the labels ever used."""
     server = own_redis()

@@ -19,12 +19,15 @@ from celery_statekit.testing import (
     EnumeratesContract,
     LeasesContract,
     NotifiesContract,
+    RenewsContract,
     StoreContract,
 )
 
 pytestmark = pytest.mark.sql
 
-TABLES: Final = "statekit_records", "statekit_changes", "statekit_leases", "statekit_waiters"
+TABLES: Final = tuple(
+    f"statekit_{name}" for name in ("records", "changes", "alive", "leases", "waiters")
+)
 
 Plant = Callable[[str, bytes], None]
 Reopens = Callable[[Limits | None], Store]
@@ -63,7 +66,9 @@ def planted(url: str, key: str, text: bytes) -> None:
         )
 
 
-class TestPostgreSQLStore(StoreContract, LeasesContract, EnumeratesContract, NotifiesContract):
+class TestPostgreSQLStore(
+    StoreContract, LeasesContract, RenewsContract, EnumeratesContract, NotifiesContract
+):
     @pytest.fixture
     def reopen(self, postgresql_url: str) -> Reopens:
         emptied(postgresql_url, PostgreSQLStore(postgresql_url))
@@ -74,7 +79,7 @@ class TestPostgreSQLStore(StoreContract, LeasesContract, EnumeratesContract, Not
         return lambda key, text: planted(postgresql_url, key, text)
 
 
-class TestMySQLStore(StoreContract, LeasesContract, EnumeratesContract):
+class TestMySQLStore(StoreContract, LeasesContract, RenewsContract, EnumeratesContract):
     @pytest.fixture
     def reopen(self, mariadb_url: str) -> Reopens:
         emptied(mariadb_url, MySQLStore(mariadb_url))
@@ -99,7 +104,7 @@ def engine_of() -> Iterator[Callable[[str], Engine]]:
         engine.dispose()
 
 
-class TestPostgreSQLStoreOnAnEngine(StoreContract):
+class TestPostgreSQLStoreOnAnEngine(StoreContract, RenewsContract):
     @pytest.fixture
     def reopen(self, postgresql_url: str, engine_of: Callable[[str], Engine]) -> Reopens:
         engine = engine_of(postgresql_url)
@@ -111,7 +116,7 @@ class TestPostgreSQLStoreOnAnEngine(StoreContract):
         return lambda key, text: planted(postgresql_url, key, text)
 
 
-class TestMySQLStoreOnAnEngine(StoreContract):
+class TestMySQLStoreOnAnEngine(StoreContract, RenewsContract):
     @pytest.fixture
     def reopen(self, mariadb_url: str, engine_of: Callable[[str], Engine]) -> Reopens:
         engine = engine_of(mariadb_url)

@@ -19,7 +19,7 @@ from tests.servers import MariaDBServer, PostgresServer, free_port
 from celery_statekit.errors import AmbiguousWrite, StoreFull, StoreUnavailable
 from celery_statekit.record import Change, Record
 from celery_statekit.stores import Store, open_store
-from celery_statekit.stores.base import Notifies
+from celery_statekit.stores.base import Notifies, Renews
 from celery_statekit.stores.sql.mysql import MySQLStore
 from celery_statekit.stores.sql.postgresql import PostgreSQLStore
 from celery_statekit.stores.sql.tables import schema_sql
@@ -142,6 +142,19 @@ def test_a_restart_loses_no_acknowledged_write(
 
     assert store.read(KEY) == records[-1]
     assert store.write(records[-1].next({"n": 99}), expect=records[-1]) is True
+
+
+def test_a_crash_of_the_server_declares_nobody_dead(server: Own, store: Store) -> None:
+    """Who has renewed lives on when it is back."""
+    assert isinstance(store, Renews)
+    store.write(Record.first(KEY, {}), expect=None)
+    store.renew([(KEY, "a")], 600.0)
+    server.kill()
+    server.start()
+
+    left = store.left(KEY, "a", 0.0)
+    assert left is not None
+    assert left > 0
 
 
 def test_a_row_that_another_client_holds(server: Own, store: Store, record: Record) -> None:
@@ -398,7 +411,7 @@ def by_client(server: Own, sql: str) -> None:
 def test_a_user_who_may_make_no_tables(server: Own) -> None:
     """The script makes them, twice if need be; reading and writing is all that is needed then."""
     dialect = "postgresql" if isinstance(server, PostgresServer) else "mariadb"
-    names = ("records", "changes", "leases", "waiters")
+    names = ("records", "changes", "alive", "leases", "waiters")
     if isinstance(server, PostgresServer):
         run(server, "CREATE ROLE app LOGIN", "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
         granted = "GRANT SELECT, INSERT, UPDATE, DELETE ON shop_{} TO app"
@@ -424,14 +437,18 @@ def test_a_user_who_may_make_no_tables(server: Own) -> None:
         assert store.read(KEY) == record
         assert store.acquire(KEY, "a", 5.0, wait=1.0) is True
         assert store.acquire(KEY, "b", 5.0, wait=0.1) is False
+        store.renew([(KEY, "a")], 60.0)
+        assert store.left(KEY, "a", 0.0)
         assert store.find("statekit:task")[0].key == KEY
         assert store.delete(KEY) is True
 
 
 def test_tables_that_were_dropped_are_made_anew(server: Own, store: Store, record: Record) -> None:
     """Without a restart of those who use them."""
-    run(server, *(f"DROP TABLE statekit_{name}" for name in ("records", "changes", "leases")))
+    run(server, *(f"DROP TABLE statekit_{name}" for name in ("records", "changes", "alive")))
 
+    assert isinstance(store, Renews)
+    store.renew([(KEY, "a")], 60.0)
     assert store.read(KEY) is None
     assert store.write(record, expect=None) is True
 

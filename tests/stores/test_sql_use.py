@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 KEY: Final = "statekit:task:one"
-NAMES: Final = "records", "changes", "leases", "waiters"
+NAMES: Final = "records", "changes", "alive", "leases", "waiters"
 
 AnyStore = PostgreSQLStore | MySQLStore
 
@@ -142,7 +142,63 @@ def test_a_deleted_record_leaves_nothing(place: Place) -> None:
         store.release(KEY, "a")
         store.delete(KEY)
 
-    assert [place.count(name) for name in NAMES] == [0, 0, 0, 0]
+    assert [place.count(name) for name in NAMES] == [0] * 5
+
+
+def test_who_has_been_dead_for_long_is_forgotten(place: Place) -> None:
+    """By later renewals, as many as there are; who died just now is not, nor who lives."""
+    with closing(place.open()) as store:
+        store.renew([(f"old:{number}", "a") for number in range(50)], 60.0)
+        place.run("UPDATE {}_alive SET until = until - 3600000000")
+        store.renew([("new:1", "a")], -1.0)
+
+        def forgotten() -> bool:
+            store.renew([("new:2", "a"), ("old:7", "a")], 60.0)
+            return place.count("alive") == 3
+
+        patiently(forgotten)
+        rows = place.run("SELECT name FROM {}_alive ORDER BY name")
+        assert rows == [(b"new:1",), (b"new:2",), (b"old:7",)]
+
+
+def test_those_who_renew_the_same_wait_for_one_another(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None is undone by the server because of another, in whatever order they name them."""
+    leases = [(f"k:{number}", "a") for number in range(500)]
+    told: list[str] = []
+    with closing(place.open()) as store:
+        store.renew(leases, 60.0)
+        fault = store._server.fault
+        monkeypatch.setattr(
+            store._server, "fault", lambda exc: (told.append(str(exc)), fault(exc))[1]
+        )
+
+        def work(by: int) -> None:
+            for _ in range(20):
+                store.renew(leases[:: 1 if by % 2 else -1], 60.0)
+
+        in_threads(4, work)
+
+    assert told == []
+    assert place.count("alive") == 500
+
+
+def test_the_longest_key_with_the_longest_owner(place: Place) -> None:
+    """1500 bytes that do not compress, and an owner of any length, which are told apart."""
+    key = "".join(uuid4().hex for _ in range(50))[:1500]
+    owners = ["".join(uuid4().hex for _ in range(30))[:length] for length in (799, 800, 801)]
+    owners += [f"{owners[0] * 10}{end}" for end in "ab"]
+    with closing(place.open()) as store:
+        store.write(Record.first(key, {}), expect=None)
+        store.renew([(key, owner) for owner in owners[:-1]], 60.0)
+
+        left = [store.left(key, owner, 0.0) for owner in owners]
+        assert [each and each > 0 for each in left] == [True] * 4 + [0.0]
+        with pytest.raises(InvalidInput, match="longer"):
+            store.renew([(KEY, "a"), (key + "x", "a")], 60.0)
+
+    assert place.count("alive") == 4
 
 
 def test_the_longest_keys_and_labels(place: Place) -> None:

@@ -684,6 +684,20 @@ def test_the_expired_are_removed_from_the_file(path: Path) -> None:
     assert counts == [(6, 0, 6, 0)]
 
 
+def test_who_has_been_dead_for_long_is_removed_from_the_file(path: Path) -> None:
+    """By the next renewal; who died just now is not, nor who lives."""
+    clock = ManualClock()
+    with closing(SQLiteStore(path, now=clock)) as store:
+        for seconds, owner in ((1.0, "long"), (65.0, "now"), (600.0, "lives")):
+            store.renew([(KEY, owner)], seconds)
+        clock.advance(70.0)
+        store.renew([(KEY, "new")], 1.0)
+
+    with closing(sqlite3.connect(path)) as connection:
+        owners = connection.execute("SELECT owner FROM alive ORDER BY owner").fetchall()
+    assert owners == [(b"lives",), (b"new",), (b"now",)]
+
+
 def test_delete_leaves_nothing_in_the_file(store: SQLiteStore, path: Path) -> None:
     """Neither the record nor its changes."""
     write(store, Record.first(KEY, {}))

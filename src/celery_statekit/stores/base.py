@@ -7,7 +7,7 @@ once, above it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
@@ -159,6 +159,42 @@ class Leases(Protocol):
 
     def release(self, key: str, owner: str) -> None:
         """Give the lease back; nothing happens where ``owner`` does not hold it."""
+        ...
+
+
+@runtime_checkable
+class Renews(Protocol):
+    """A store that can say, by its own clock, for how long one who works on a record is alive.
+
+    A record is leased to whoever works on it from the moment when its state label was last set;
+    who works for longer renews. The lease of an owner is its own: that of another one neither
+    prolongs nor ends it. It gives liveness only; safety stays with the version that ``write``
+    compares.
+    """
+
+    def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+        """Make each ``(key, owner)`` count as alive for ``seconds`` from now.
+
+        Args:
+            leases: as many as there are: they take one trip to the store, or one for each thousand.
+                There need not be a record of a key.
+            seconds: by the store's clock. The newest renewal counts, also where it ends sooner.
+        """
+        ...
+
+    def left(self, key: str, owner: str, seconds: float) -> float | None:
+        """Seconds for which the lease of ``owner`` on the record ``key`` still lasts; in one trip.
+
+        Args:
+            key: of the record.
+            owner: who is asked about.
+            seconds: how long it lasts at least from when the state label was last set.
+
+        Returns:
+            The time until ``seconds`` after the state label was set, or until the newest renewal by
+            ``owner`` ends, whichever is later; 0.0 where it has ended. None where there is no such
+            record, or it has expired.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Final
@@ -66,12 +66,15 @@ class _Shelf:
     entries: dict[str, _Entry] = field(default_factory=dict)
     #: (owner, until) by key.
     leases: dict[str, tuple[str, float]] = field(default_factory=dict)
+    #: Until when an owner counts as alive, by (key, owner).
+    alive: dict[tuple[str, str], float] = field(default_factory=dict)
     #: Who waits for a lease, by key, in order of coming.
     queues: dict[str, list[object]] = field(default_factory=dict)
     #: Those of each store object that has any.
     subscribers: set[Subscribers] = field(default_factory=set)
-    #: Writes since the expired were last removed.
+    #: Writes since the expired were last removed, and renewals since the ended were.
     writes: int = 0
+    renewals: int = 0
 
     def __post_init__(self) -> None:
         self.turn = threading.Condition(self.lock)
@@ -91,6 +94,14 @@ class _Shelf:
         self.writes = 0
         self.entries = {k: entry for k in self.entries if (entry := self.entry(k, now))}
         self.leases = {k: lease for k, lease in self.leases.items() if lease[1] > now}
+
+    def renew(self, leases: Collection[tuple[str, str]], now: float, until: float) -> None:
+        """Make ``leases`` last; the ended go after half as many renewals as there are."""
+        self.alive.update(dict.fromkeys(leases, until))
+        self.renewals += len(leases)
+        if self.renewals * 2 > len(self.alive):
+            self.renewals = 0
+            self.alive = {lease: ends for lease, ends in self.alive.items() if ends > now}
 
     def enqueue(self, key: str, place: object) -> None:
         """Wait for the lease of ``key`` behind those who do already."""
@@ -306,6 +317,24 @@ class MemoryStore:
             if shelf.leases.get(key, ("", 0.0))[0] == owner:
                 del shelf.leases[key]
                 shelf.turn.notify_all()
+
+    def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+        """Make each ``(key, owner)`` count as alive for ``seconds`` from now."""
+        shelf, now = self._shelf, self._now()
+        with shelf.lock:
+            shelf.renew(leases, now, now + seconds)
+
+    def left(self, key: str, owner: str, seconds: float) -> float | None:
+        """Seconds for which the lease of ``owner`` still lasts; None: there is no record."""
+        shelf, now = self._shelf, self._now()
+        with shelf.lock:
+            entry = shelf.entry(key, now)
+            if entry is None:
+                return None
+            text, until = entry.text, shelf.alive.get((key, owner), 0.0)
+            until = max(until, entry.since + seconds)
+        decode_record(key, text)
+        return max(until - now, 0.0)
 
     # --- notices ---------------------------------------------------------------------------------
 

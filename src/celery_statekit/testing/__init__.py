@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ManualClock,
         NotifiesContract,
         PostsContract,
+        RenewsContract,
         StoreContract,
     )
     from celery_statekit.testing.faulty import FailsAt, LosesReplies
@@ -52,6 +53,7 @@ __all__ = [
     "NotifiesContract",
     "Operation",
     "PostsContract",
+    "RenewsContract",
     "Sent",
     "StatefulRun",
     "StatefulRunner",
@@ -78,6 +80,7 @@ _HOMES = {
     "NotifiesContract": "contract",
     "Operation": "checker",
     "PostsContract": "contract",
+    "RenewsContract": "contract",
     "Sent": "run",
     "StatefulRun": "run",
     "StatefulRunner": "runner",

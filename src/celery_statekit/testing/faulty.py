@@ -21,6 +21,7 @@ from celery_statekit.stores.base import (
     Notifies,
     Posted,
     Posts,
+    Renews,
     Store,
     WritesBeside,
 )
@@ -34,6 +35,7 @@ CHANGES: Final = ("write", "write_beside", "post", "delete")
 #: What a store may do beyond its protocol, and the calls by which it does.
 CAPABILITIES: Final = (
     (Leases, ("acquire", "release")),
+    (Renews, ("renew", "left")),
     (Enumerates, ("find", "count")),
     (Notifies, ("subscribe",)),
     (WritesBeside, ("write_beside",)),

@@ -13,7 +13,7 @@ Nothing but this store may write the keys that begin with those of its records' 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -31,6 +31,7 @@ from celery_statekit.stores.base import (
 from celery_statekit.stores.redis.leases import RedisLeases
 from celery_statekit.stores.redis.lines import change_of, label_of, record_of, version_of, word_of
 from celery_statekit.stores.redis.listener import Listener
+from celery_statekit.stores.redis.renewals import RedisRenewals
 from celery_statekit.stores.redis.server import LONGEST, RedisServer, Reply, Script, milliseconds
 from celery_statekit.stores.redis.url import Address
 
@@ -96,6 +97,7 @@ class RedisStore:
         self._channel = f"@{self._address.database}"
         self._listener = Listener(self._server)
         self._leases = RedisLeases(self._server, key_prefix)
+        self._renewals = RedisRenewals(self._server, key_prefix)
         self.name = self._server.name
         self.limits = limits or Limits()
 
@@ -281,6 +283,14 @@ class RedisStore:
     def release(self, key: str, owner: str) -> None:
         """Give the lease back, to the first who waits for it."""
         self._leases.release(key, owner)
+
+    def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+        """Make each ``(key, owner)`` count as alive for ``seconds`` from now; one script."""
+        self._renewals.renew(leases, seconds)
+
+    def left(self, key: str, owner: str, seconds: float) -> float | None:
+        """Seconds for which the lease of ``owner`` still lasts; one script."""
+        return self._renewals.left(key, owner, seconds)
 
     # --- the server ------------------------------------------------------------------------------
 

@@ -41,6 +41,18 @@ def record_of(key: str, line: bytes) -> Record:
     return record
 
 
+def since_of(key: str, line: bytes) -> float:
+    """Since when the record that ``line`` holds has had its state label, epoch seconds.
+
+    Raises:
+        CorruptRecord: its head does not say so.
+    """
+    try:
+        return float(line.split(b" ", 3)[2])
+    except (IndexError, ValueError):
+        raise CorruptRecord(key, "its head is none") from None
+
+
 def change_of(key: str, line: bytes) -> Change:
     """The change of ``key`` that ``line`` holds.
 

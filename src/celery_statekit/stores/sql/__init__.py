@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, ClassVar, Final, TypeVar
 
 from sqlalchemy import URL, Engine
@@ -35,6 +36,7 @@ from celery_statekit.record import (
 )
 from celery_statekit.stores.base import UNLABELLED, Diagnosis, Found, Labels, kind_of
 from celery_statekit.stores.sql.leases import LeaseTable
+from celery_statekit.stores.sql.renewals import LEFT, Row, batches
 from celery_statekit.stores.sql.server import NoTables, Server, Session
 from celery_statekit.stores.sql.statements import (
     COUNT,
@@ -55,6 +57,7 @@ from celery_statekit.stores.sql.tables import (
     label_bytes,
     microseconds,
     name_bytes,
+    owner_bytes,
     schema_sql,
 )
 
@@ -67,7 +70,7 @@ PURGED: Final = 32
 
 
 class SQLStore(ABC):
-    """Keeps records in three tables of a database; a fourth holds those who wait for leases.
+    """Keeps records in two tables of a database; three more say who works on one, or waits.
 
     Args:
         engine: an engine, which stays the user's and is never disposed of, or a URL. A call on a
@@ -121,13 +124,7 @@ class SQLStore(ABC):
         """The newest version of ``key``; one SELECT."""
         row = {"name": name_bytes(key)}
         rows = self._call(key, lambda session: session.rows(self._sql(READ), row))
-        if not rows:
-            return None
-        version, incarnation, text = rows[0]
-        record = decode_record(key, text)
-        if (record.version, record.incarnation.encode()) != (version, incarnation):
-            raise CorruptRecord(key, "its row and its text are of two versions")
-        return record
+        return _record(key, *rows[0]) if rows else None
 
     def write(
         self,
@@ -246,6 +243,35 @@ class SQLStore(ABC):
         """Give the lease back; nothing happens where ``owner`` does not hold it."""
         self._leases.release(key, owner)
 
+    def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+        """Make each ``(key, owner)`` count as alive for ``seconds``; one statement a thousand."""
+        lasts = microseconds(seconds)
+        for rows in batches(leases):
+            self._call("", partial(self._renew, rows=rows, lasts=lasts))
+            if chance.randrange(PURGES_EVERY) == 0:
+                # What cannot be removed now is removed after another one; this one is in.
+                with suppress(StoreError):
+                    self._call("", partial(self._bury, limit=PURGED * len(rows)))
+
+    @abstractmethod
+    def _renew(self, session: Session, rows: Sequence[Row], lasts: int) -> None:
+        """Make each of ``rows`` last for so many microseconds from now."""
+
+    @abstractmethod
+    def _bury(self, session: Session, limit: int) -> None:
+        """Remove so many of those that ended a minute ago, in nobody's way who renews."""
+
+    def left(self, key: str, owner: str, seconds: float) -> float | None:
+        """Seconds for which the lease of ``owner`` still lasts; one SELECT."""
+        row = {"name": name_bytes(key), "owner": owner_bytes(owner)}
+        rows = self._call(key, lambda session: session.rows(self._sql(LEFT), row))
+        if not rows:
+            return None
+        *stored, since, until, now = rows[0]
+        _record(key, *stored)
+        ends = max(since + microseconds(seconds), until or 0)
+        return float(max(ends - now, 0) / MICROSECONDS)
+
     # --- the server -------------------------------------------------------------------------
 
     def diagnose(self) -> Diagnosis:
@@ -309,3 +335,10 @@ class SQLStore(ABC):
         with suppress(StoreError):
             self._call("", work, atomic=True)
             self._leases.purge()
+
+
+def _record(key: str, version: int, incarnation: bytes, text: bytes) -> Record:
+    record = decode_record(key, text)
+    if (record.version, record.incarnation.encode()) != (version, incarnation):
+        raise CorruptRecord(key, "its row and its text are of two versions")
+    return record

@@ -11,6 +11,7 @@ from pymysql.err import MySQLError
 from sqlalchemy import Engine, event
 
 from celery_statekit.stores.sql import SQLStore
+from celery_statekit.stores.sql.renewals import BATCH, Row
 from celery_statekit.stores.sql.server import GRACE, Fault, Server, Session
 from celery_statekit.stores.sql.statements import FORGET, NEXT
 
@@ -32,6 +33,14 @@ APPEND: Final = "INSERT INTO {tables}_changes (name, incarnation, number, text) 
 TRIM: Final = """
     DELETE FROM {tables}_changes
     WHERE name = %(name)s AND incarnation = %(incarnation)s AND number <= %(last)s"""
+
+RENEW: Final = "INSERT INTO {tables}_alive (name, owner, until) VALUES "
+ENDED: Final = """
+    SELECT name, owner FROM {tables}_alive WHERE until <= {now} - 60000000
+    ORDER BY until LIMIT %(limit)s"""
+# Not along the index of those that end, nor what is no longer ended: who renews locks a row by its
+# key and then its entry there, and the other way round is a deadlock.
+BURY: Final = "DELETE FROM {tables}_alive WHERE until + 0 <= {now} - 60000000 AND (name, owner) IN "
 
 _FAULTS: Final = {
     ER.LOCK_DEADLOCK: Fault.AGAIN,
@@ -177,3 +186,25 @@ class MySQLStore(SQLStore):
         session.run(
             f"{self._sql(APPEND)}{places} ON DUPLICATE KEY UPDATE text = VALUES(text)", values
         )
+
+    def _renew(self, session: Session, rows: Sequence[Row], lasts: int) -> None:
+        places, values = _places(rows, f", {self._sql('{moment}')} + %(lasts)s")
+        session.run(
+            f"{self._sql(RENEW)}{places} ON DUPLICATE KEY UPDATE until = VALUES(until)",
+            {**values, "lasts": lasts},
+        )
+
+    def _bury(self, session: Session, limit: int) -> None:
+        rows = sorted(session.rows(self._sql(ENDED), {"limit": limit}))
+        for at in range(0, len(rows), BATCH):
+            places, values = _places(rows[at : at + BATCH])
+            session.run(f"{self._sql(BURY)}({places})", values)
+
+
+def _places(rows: Sequence[Row], further: str = "") -> tuple[str, dict[str, bytes]]:
+    """Places for the values of ``rows``, and these; each row with ``further`` behind it."""
+    values: dict[str, bytes] = {}
+    for at, (name, owner) in enumerate(rows):
+        values |= {f"name{at}": name, f"owner{at}": owner}
+    places = ", ".join(f"(%(name{at})s, %(owner{at})s{further})" for at in range(len(rows)))
+    return places, values

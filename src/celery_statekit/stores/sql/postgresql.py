@@ -12,6 +12,7 @@ from sqlalchemy import Engine, event
 
 from celery_statekit.stores.sql import SQLStore
 from celery_statekit.stores.sql.listener import Listener
+from celery_statekit.stores.sql.renewals import Row
 from celery_statekit.stores.sql.server import GRACE, Fault, Server, Session
 from celery_statekit.stores.sql.statements import DELETE, NEXT
 from celery_statekit.stores.sql.tables import name_bytes
@@ -64,6 +65,18 @@ _TELL: Final = """
         THEN pg_notify(%(channel)s, %(payload)s) END
     FROM written"""
 _NEXT: Final = NEXT.replace("%(ttl)s", "%(ttl)s::bigint")
+
+# In the order of the rows, in which all who renew lock them.
+_RENEW: Final = """
+    INSERT INTO {tables}_alive (name, owner, until)
+    SELECT lease.name, lease.owner, {moment} + %(lasts)s::bigint
+    FROM unnest(%(names)s::bytea[], %(owners)s::bytea[]) AS lease (name, owner)
+    ON CONFLICT (name, owner) DO UPDATE SET until = excluded.until"""
+# One that is renewed after all at this moment is locked, and left alone.
+_ENDED: Final = """
+    DELETE FROM {tables}_alive WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM {tables}_alive WHERE until <= {now} - 60000000
+        ORDER BY until LIMIT %(limit)s FOR UPDATE SKIP LOCKED))"""
 
 _FAULTS: Final = {
     "40001": Fault.AGAIN,  # serialization_failure
@@ -221,6 +234,13 @@ class PostgreSQLStore(SQLStore):
         row = {**row, **self._notice(row["name"])}
         statement = _WRITTEN.format(write=DELETE) + _TELL
         return bool(session.rows(self._sql(statement), row))
+
+    def _renew(self, session: Session, rows: Sequence[Row], lasts: int) -> None:
+        row = {"names": [name for name, _ in rows], "owners": [owner for _, owner in rows]}
+        session.run(self._sql(_RENEW), {**row, "lasts": lasts})
+
+    def _bury(self, session: Session, limit: int) -> None:
+        session.run(self._sql(_ENDED), {"limit": limit})
 
     def _notice(self, name: bytes) -> dict[str, Any]:
         digest = sha256(name).digest()

@@ -50,6 +50,13 @@ CREATE TABLE IF NOT EXISTS {tables}_changes (
     text BYTEA NOT NULL,
     PRIMARY KEY (name, incarnation, number)
 );
+CREATE TABLE IF NOT EXISTS {tables}_alive (
+    name BYTEA NOT NULL,
+    owner BYTEA NOT NULL,
+    until BIGINT NOT NULL,
+    PRIMARY KEY (name, owner)
+);
+CREATE INDEX IF NOT EXISTS {tables}_alive_until ON {tables}_alive (until);
 CREATE UNLOGGED TABLE IF NOT EXISTS {tables}_leases (
     name BYTEA PRIMARY KEY,
     owner BYTEA NOT NULL,
@@ -87,6 +94,13 @@ CREATE TABLE IF NOT EXISTS {tables}_changes (
     number BIGINT NOT NULL,
     text LONGBLOB NOT NULL,
     PRIMARY KEY (name, incarnation, number)
+) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;
+CREATE TABLE IF NOT EXISTS {tables}_alive (
+    name VARBINARY(1500) NOT NULL,
+    owner VARBINARY(800) NOT NULL,
+    until BIGINT NOT NULL,
+    PRIMARY KEY (name, owner),
+    KEY {tables}_alive_until (until)
 ) ENGINE = InnoDB ROW_FORMAT = DYNAMIC;
 CREATE TABLE IF NOT EXISTS {tables}_leases (
     name VARBINARY(1500) NOT NULL PRIMARY KEY,
@@ -154,6 +168,15 @@ def label_bytes(label: str, path: str) -> bytes:
         InvalidInput: it is longer than an index has room for, or has no UTF-8 form.
     """
     return _bytes(label, path, LABEL_BYTES)
+
+
+def owner_bytes(owner: str) -> bytes:
+    """``owner`` as it is stored beside a key: hashed where an index has no room for it."""
+    encoded = owner.encode("utf-8", "surrogatepass")
+    if len(encoded) <= LABEL_BYTES:
+        return encoded
+    # No text begins with this byte.
+    return b"\xff" + sha256(encoded).digest()
 
 
 def _bytes(text: str, path: str, most: int) -> bytes:

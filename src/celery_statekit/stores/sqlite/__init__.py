@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ from celery_statekit.stores.base import UNLABELLED, Found, Labels, kind_of
 from celery_statekit.stores.sqlite.file import SQLiteFile
 from celery_statekit.stores.sqlite.leases import SQLiteLeases
 from celery_statekit.stores.sqlite.notices import SQLiteNotices
+from celery_statekit.stores.sqlite.renewals import LEFT, SQLiteRenewals, owner_bytes
 
 #: Expired keys removed after each write: more than one, so that a backlog shrinks.
 PURGED: Final = 2
@@ -109,6 +110,7 @@ class SQLiteStore:
     ) -> None:
         self._file = SQLiteFile(path, timeout)
         self._leases = SQLiteLeases(self._file, now)
+        self._renewals = SQLiteRenewals(self._file, now)
         self._notices = SQLiteNotices(self._file)
         self._now = now
         self.name = self._file.name
@@ -122,13 +124,7 @@ class SQLiteStore:
         row = {"key": key, "now": self._now()}
         with self._file.connection(key) as connection:
             rows = connection.execute(READ, row).fetchall()
-        if not rows:
-            return None
-        version, incarnation, text = rows[0]
-        record = decode_record(key, text)
-        if (record.version, record.incarnation) != (version, incarnation):
-            raise CorruptRecord(key, "its row and its text are of two versions")
-        return record
+        return _record(key, *rows[0]) if rows else None
 
     def write(
         self,
@@ -246,6 +242,22 @@ class SQLiteStore:
         """Give the lease back; nothing happens where ``owner`` does not hold it."""
         self._leases.release(key, owner)
 
+    def renew(self, leases: Collection[tuple[str, str]], seconds: float) -> None:
+        """Make each ``(key, owner)`` count as alive for ``seconds`` from now; one transaction."""
+        self._renewals.renew(leases, seconds)
+
+    def left(self, key: str, owner: str, seconds: float) -> float | None:
+        """Seconds for which the lease of ``owner`` still lasts; one SELECT."""
+        now = self._now()
+        row = {"key": key, "owner": owner_bytes(owner), "seconds": seconds, "now": now}
+        with self._file.connection(key) as connection:
+            rows = connection.execute(LEFT, row).fetchall()
+        if not rows:
+            return None
+        *stored, until = rows[0]
+        _record(key, *stored)
+        return float(max(until - now, 0.0))
+
     def subscribe(self, key: str, wake: Callable[[], None]) -> Callable[[], None]:
         """``wake`` is called soon after each write and deletion of ``key``, by any process."""
         return self._notices.subscribe(key, wake)
@@ -267,6 +279,13 @@ class SQLiteStore:
                 for (key,) in expired:
                     if connection.execute(PURGE, {"key": key, "now": now}).rowcount == 1:
                         connection.execute(FORGET, {"key": key})
+
+
+def _record(key: str, version: int, incarnation: str, text: bytes) -> Record:
+    record = decode_record(key, text)
+    if (record.version, record.incarnation) != (version, incarnation):
+        raise CorruptRecord(key, "its row and its text are of two versions")
+    return record
 
 
 def _count(limit: int) -> int:

@@ -54,6 +54,13 @@ TABLES: Final = (
         until REAL NOT NULL
     ) WITHOUT ROWID""",
     "CREATE INDEX leases_ending ON leases (until)",
+    """CREATE TABLE alive (
+        key TEXT NOT NULL,
+        owner BLOB NOT NULL,
+        until REAL NOT NULL,
+        PRIMARY KEY (key, owner)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX alive_ending ON alive (until)",
     """CREATE TABLE waiters (
         number INTEGER PRIMARY KEY,
         key TEXT NOT NULL,

@@ -18,10 +18,11 @@
         def plant(self):
             return lambda key, text: ...  # put these bytes where the store keeps its own
 
-``StoreContract`` is for every store; ``LeasesContract``, ``EnumeratesContract``,
-``NotifiesContract`` and ``PostsContract`` are for one that also is
-:class:`~celery_statekit.stores.base.Leases`, :class:`~celery_statekit.stores.base.Enumerates`,
-:class:`~celery_statekit.stores.base.Notifies` or :class:`~celery_statekit.stores.base.Posts`:
+``StoreContract`` is for every store; ``LeasesContract``, ``RenewsContract``,
+``EnumeratesContract``, ``NotifiesContract`` and ``PostsContract`` are for one that also is
+:class:`~celery_statekit.stores.base.Leases`, :class:`~celery_statekit.stores.base.Renews`,
+:class:`~celery_statekit.stores.base.Enumerates`, :class:`~celery_statekit.stores.base.Notifies`
+or :class:`~celery_statekit.stores.base.Posts`:
 ``class TestMyStore(StoreContract, LeasesContract, NotifiesContract)``.
 Where a store takes a clock, hand a :class:`ManualClock` to it and override ``elapse`` with the
 clock's ``advance``: expiry is then tested without waiting. Tests of processes fork.
@@ -40,6 +41,7 @@ from celery_statekit.testing.contract.place import ManualClock, Reopen, StoreFix
 from celery_statekit.testing.contract.posts import PostsContract
 from celery_statekit.testing.contract.races import RacesContract
 from celery_statekit.testing.contract.records import RecordsContract
+from celery_statekit.testing.contract.renewals import RenewsContract
 from celery_statekit.testing.contract.values import ValuesContract
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "ManualClock",
     "NotifiesContract",
     "PostsContract",
+    "RenewsContract",
     "Reopen",
     "StoreContract",
     "StoreFixtures",

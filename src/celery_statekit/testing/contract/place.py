@@ -17,6 +17,7 @@ from celery_statekit.stores.base import (
     Leases,
     Notifies,
     Posts,
+    Renews,
     Store,
 )
 from celery_statekit.testing.contract.crowd import in_processes, in_threads, patiently
@@ -73,6 +74,10 @@ class ManualClock:
 
 class LeasingStore(Store, Leases, Protocol):
     """A store that keeps leases."""
+
+
+class RenewingStore(Store, Renews, Protocol):
+    """A store that says who is alive."""
 
 
 class EnumeratingStore(Store, Enumerates, Protocol):
