@@ -32,8 +32,9 @@ docs: $(VENV)/.docs ## build the documentation into docs/_build
 bench: $(VENV)/.bench ## measure what things cost on this machine
 	$(BIN)/python -m benchmarks
 
-soak: $(VENV)/.test ## update clients a million times while servers are killed; about 25 minutes
+soak: $(VENV)/.test ## break stores while clients are updated, and workers while tasks run; about 2.5 hours
 	$(BIN)/python -m soak --full
+	$(BIN)/python -m soak.lost --full
 	STATEKIT_SOAK=long $(BIN)/python -m pytest tests/kit/test_lost_replies.py $(ARGS)
 
 wheel: $(VENV)/.matrix ## test the built wheel with the oldest of everything, and without any extra

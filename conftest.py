@@ -153,6 +153,10 @@ def _missing(server: str, why: object) -> NoReturn:
     pytest.skip(reason)
 
 
+def _skip_mariadb(why: object) -> NoReturn:
+    pytest.skip(f"MySQLStore is not tested on MariaDB here: {why}")
+
+
 @pytest.fixture(scope="session")
 def missing() -> Callable[[str, object], NoReturn]:
     """Skips the test, or with ``CI=true`` fails it, for a server is missing."""
@@ -215,7 +219,7 @@ def mariadb_url() -> Iterator[str]:
                 _run_in_mariadb(f"DROP DATABASE IF EXISTS {left}")
         _run_in_mariadb(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
     except Exception as exc:  # noqa: BLE001 - not installed, not there, not let in: all mean missing
-        pytest.skip(f"MariaDB does not answer on this machine: {exc}")
+        _skip_mariadb(f"MariaDB does not answer on this machine: {exc}")
     yield f"{MARIADB}/{name}?charset=utf8mb4"
     _run_in_mariadb(f"DROP DATABASE {name}")
 
@@ -251,7 +255,7 @@ def _own(stack: ExitStack, kind: Callable[..., AServer]) -> Callable[..., AServe
             return stack.enter_context(kind(**options))
         except ServerMissing as exc:
             if kind is MariaDBServer:
-                pytest.skip(str(exc))
+                _skip_mariadb(exc)
             _missing(kind.__name__, exc)
 
     return start

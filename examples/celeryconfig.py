@@ -23,6 +23,8 @@ control_exchange = PREFIX
 event_exchange = f"{PREFIX}.events"
 worker_prefetch_multiplier = 1
 result_expires = 3600
+# So long a worker that was killed counts as alive; by default half a minute.
+statekit_lease = 5.0
 
 if BROKER == "redis":
     # Results and records are kept there too: no statekit_store is needed.

@@ -102,9 +102,10 @@ class Worker:
 
     def kill(self) -> None:
         """End it with all its children, as a power cut would: ``kill -9``."""
-        with suppress(ProcessLookupError):
+        if self.process.returncode is None:  # else its number may be somebody else's by now
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.wait_until_dead()
+            self.wait_until_dead()
+        self._line.close()
 
 
 class Workers:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from celery_statekit.adoption import setup, stateful, track
+    from celery_statekit.asked import Asked
     from celery_statekit.checkpoint import Checkpoint
     from celery_statekit.client import ClientState, ClientStates
     from celery_statekit.clients import Clients
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from celery_statekit.watcher import Watcher
 
 __all__ = [
+    "Asked",
     "Change",
     "Checkpoint",
     "ClientState",
@@ -41,6 +43,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Asked": "asked",
     "Change": "record",
     "Checkpoint": "checkpoint",
     "ClientState": "client",

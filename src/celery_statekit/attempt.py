@@ -5,26 +5,36 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NoReturn, TypeVar
 
 from celery_statekit import signals
+from celery_statekit.asked import CANCEL, PAUSE, Asked
+from celery_statekit.breaker import log_failure
 from celery_statekit.checkpoint import Checkpoint, checked_value, name_of, with_finished, with_value
 from celery_statekit.errors import (
+    AlreadyRunning,
     AttemptEnded,
+    Cancelled,
     IllegalTransition,
+    InvalidId,
     InvalidInput,
     NotRunning,
     PayloadTooLarge,
+    PoisonTask,
     StaleAttempt,
+    StatekitError,
     StateRegressed,
     brief,
 )
 from celery_statekit.frozen import changed
+from celery_statekit.leases import Lease, lease_ended, renewer, seconds_left, wait_for_renewal
+from celery_statekit.news import news_of
 from celery_statekit.progress import NOTHING, Progress, check_nesting
 from celery_statekit.record import REPLACED, Record, TaskState, cut_text, dump_json
 from celery_statekit.reporter import Reporter
-from celery_statekit.states import WAITING, Flow
+from celery_statekit.states import LOST, WAITING, Flow
 from celery_statekit.tracker import BesideOf, Tracker
 from celery_statekit.written import NOBODY, Written, as_queued
 
@@ -61,6 +71,17 @@ class Attempt:
         self._left: Checkpoint | None = None
         #: The record as who sent the message wrote it; None: it has to be read.
         self._queued = queued
+        #: By which it counts as alive; None: it holds none.
+        self._lease: Lease | None = None
+        self._most_losses: int | None = None
+        #: Ends that its lease is renewed.
+        self._drop: Callable[[], None] | None = None
+        #: The cancel that the run was told of; None: of none.
+        self.cancelled: Asked | None = None
+        #: Whether the reporter is to have the run heed what was asked.
+        self._halts = False
+        #: Set where what is asked has changed.
+        self._woken = threading.Event()
         self._lock = threading.RLock()
 
     @classmethod
@@ -74,15 +95,32 @@ class Attempt:
         worker: str = "",
         client_id: str = "",
         queued: object = "",
+        comes_again: bool = False,
+        message: str = "",
+        most_losses: int | None = None,
     ) -> Attempt:
         """A run of the task that is about to begin; nothing is written before it is claimed.
 
         Args:
+            comes_again: whether the broker delivers the message again where the run is lost.
+            message: what of it is needed then, as JSON text.
+            most_losses: how many runs of the task may be lost one after the other; None: any number.
             queued: what :meth:`Tracker.queue` has returned, where the message says it. It is a
                 guess: a task that has moved since is read.
         """
+        try:
+            key = tracker.key(id)
+        except InvalidId:
+            key = ""  # of such a task nothing can be written; it runs all the same
         state = changed(NOBODY, id=id, task=task, worker=worker, client_id=client_id)
-        return cls(tracker, flow, state, as_queued(state, tracker.key(id), queued))
+        begun = state
+        if comes_again or message:
+            begun = changed(state, comes_again=comes_again, message=message)
+        attempt = cls(tracker, flow, begun, as_queued(state, key, key and queued))
+        attempt._most_losses = most_losses
+        if key and tracker.terms is not None:
+            attempt._lease = Lease(tracker.terms, key, worker)
+        return attempt
 
     @property
     def id(self) -> str:
@@ -107,43 +145,100 @@ class Attempt:
             urgent: try a store that is known to be away.
 
         Raises:
+            AlreadyRunning: another run of the task is alive.
             AttemptEnded: the task has come to its end already.
+            PoisonTask: as many runs of the task were lost as may be.
             StoreError: it could not be written; the next write of the run claims again.
         """
-        begun = self._state
-
-        def decide(state: TaskState) -> TaskState:
-            if state.forgotten:
-                state = changed(NOBODY, id=begun.id, attempt=state.attempt)
-            if state.final:
-                raise AttemptEnded(begun.task, begun.id, state.state)
-            return changed(
-                state,
-                task=begun.task,
-                state="STARTED",
-                attempt=state.attempt + 1,
-                worker=begun.worker,
-                client_id=begun.client_id or state.client_id,
-                reason="",
-                error=None,
-                due_at=None,
-                started_at=self.tracker.now(),
-                progress=None,
-                last_progress=state.progress or state.last_progress,
-                checkpoint=state.checkpoint and _left_for(begun.task, state),
-            )
-
+        lease = self._lease
         with self._lock:
-            guess, self._queued = self._queued, None
-            written = self.tracker.commit(
-                self.id, decide, guess=guess, beside=beside, urgent=urgent
-            )
+            if lease is not None and self._drop is None:
+                # Before it is claimed: another run of this process looks whether this one lives.
+                self._drop = renewer().hold(lease)
+            while True:
+                guess, self._queued = self._queued, None
+                try:
+                    written = self.tracker.commit(
+                        self.id, self._begin, guess=guess, beside=beside, urgent=urgent
+                    )
+                except _Runs as other:
+                    self._lose(other.state)
+                    continue
+                except (AttemptEnded, PoisonTask):
+                    self.release()
+                    raise
+                break
             self._written, self._state = written, written.state
             self.number = written.state.attempt
             self._left = written.state.checkpoint
+            self._note()
             if beside is not None:
                 self.shown = written.state.version
             return written.state
+
+    def _begin(self, state: TaskState) -> TaskState:
+        begun, lease = self._state, self._lease
+        if state.forgotten and not state.awaits_message:
+            state = changed(NOBODY, id=begun.id, attempt=state.attempt)
+        if state.final:
+            raise AttemptEnded(begun.task, begun.id, state.state)
+        if lease is not None and state.running and state.lease is not None:
+            raise _Runs(state)
+        most = self._most_losses
+        if state.state == LOST and most is not None and state.losses >= most:
+            raise PoisonTask(begun.task, begun.id, state.attempt, state.worker, state.losses)
+        return changed(
+            state,
+            task=begun.task,
+            state="STARTED",
+            attempt=state.attempt + 1,
+            worker=begun.worker,
+            client_id=begun.client_id or state.client_id,
+            reason="",
+            error=None,
+            due_at=None,
+            started_at=self.tracker.now(),
+            progress=None,
+            last_progress=state.progress or state.last_progress,
+            checkpoint=state.checkpoint and _left_for(begun.task, state),
+            lease=None if lease is None else lease.terms.seconds,
+            comes_again=begun.comes_again,
+            message=begun.message,
+        )
+
+    def _lose(self, other: TaskState) -> None:
+        """Another run stands in the record: see that it is LOST, if it is.
+
+        Raises:
+            AlreadyRunning: it is alive.
+        """
+        lease, tracker = self._lease, self.tracker
+        left, reason = 0.0, "its process does not run it any more"
+        # Of a process of the same name and number, that of this run, another is known to be gone.
+        if lease is None or other.worker != lease.owner or renewer().holds(lease):
+            reason = lease_ended(other)
+            left = self._left_of(other)
+            if not left:
+                wait_for_renewal(tracker.terms)
+                left = self._left_of(other)
+        if left:
+            self.release()
+            raise AlreadyRunning(
+                other.task, other.id, self.number, other.attempt, other.worker, left
+            )
+        tracker.lose(self.id, lambda state: state.version == other.version, reason=reason)
+
+    def _left_of(self, other: TaskState) -> float:
+        tracker = self.tracker
+        return tracker.breaker.call(
+            lambda: seconds_left(tracker.store, tracker.key(self.id), other) or 0.0, reads=True
+        )
+
+    def release(self) -> None:
+        """The run is over, or does not begin: its lease is not renewed any more."""
+        drop, self._drop = self._drop, None
+        if drop is not None:
+            drop()
 
     def enter(
         self,
@@ -157,6 +252,7 @@ class Attempt:
 
         Raises:
             IllegalTransition: the flow does not allow it; nothing was changed.
+            Cancelled: the task was cancelled; nothing was changed.
             StaleAttempt: a newer run has taken over.
             AttemptEnded: the task was ended from outside.
             StateRegressed: the store went back to an older version; it was not entered. Raised
@@ -169,14 +265,16 @@ class Attempt:
             _check_detail(detail, limits.record_bytes)
 
         def decide(state: TaskState) -> TaskState:
-            state = self._own(state, to_state)
+            state = self._heeded(self._own(state, to_state))
             self.flow.check(
                 state.state, to_state, task=self.task, id=self.id, subject=state, by_hand=True
             )
             return changed(state, state=to_state, reason=reason, progress=self._progress())
 
         try:
-            return self._commit(decide, detail=detail, beside=beside, urgent=True)
+            return self._call(
+                lambda: self._commit(decide, detail=detail, beside=beside, urgent=True)
+            )
         except IllegalTransition as refusal:
             refused = signals.Refused(
                 task=self.task, id=self.id, attempt=self.number, error=refusal
@@ -210,19 +308,19 @@ class Attempt:
             InvalidInput: it is no JSON; nothing was changed.
             PayloadTooLarge: it takes more than a quarter of a record's bytes; nothing was changed.
             NotRunning: the run has left already: for a retry, or for another task in its place.
-            StaleAttempt, AttemptEnded, StateRegressed, StoreError: as :meth:`enter`.
+            Cancelled, StaleAttempt, AttemptEnded, StateRegressed, StoreError: as :meth:`enter`.
         """
         value = checked_value(value, self.tracker.store.limits.record_bytes)
 
         def decide(state: TaskState) -> TaskState:
-            state = self._own(state, "a checkpoint")
+            state = self._heeded(self._own(state, "a checkpoint"))
             if state.state in WAITING:
                 raise NotRunning(self.task, "checkpoint")
             at = self.tracker.now()
             made = with_value(state.checkpoint, value, attempt=self.number, at=at)
             return changed(state, checkpoint=made)
 
-        self._commit_unseen(decide, urgent=True)
+        self._call(lambda: self._commit_unseen(decide, urgent=True))
 
     def left(self) -> Checkpoint | None:
         """What the attempts before this one left; None: nothing.
@@ -266,8 +364,11 @@ class Attempt:
         """
 
         def decide(state: TaskState) -> TaskState:
-            state = self._own(state, "progress")
-            return changed(state, reason=f"{LEAVING}{cause}", progress=self._progress())
+            own = changed(self._own(state, "progress"), progress=self._progress())
+            if state.state == LOST:
+                # Who ends the process has said so: it does not go on.
+                return changed(state, progress=own.progress, checkpoint=own.checkpoint)
+            return changed(own, reason=f"{LEAVING}{cause}")
 
         self._commit(decide)
 
@@ -301,8 +402,9 @@ class Attempt:
 
         def decide(state: TaskState) -> TaskState:
             state = changed(self._own(state, to_state), progress=progress)
-            # LOST of a run that only seemed so: nobody took over, so it ends as it says.
-            if state.state != "LOST" and self.flow.allowed(state.state):
+            if to_state == "RETRY" and state.asked is not None and state.asked.what == CANCEL:
+                raise self._cancel(state.asked)
+            if self.flow.allowed(state.state):
                 self.flow.check(state.state, to_state, task=self.task, id=self.id)
             return tracker.resting_or_ended(state, to_state, reason, error, due_at)
 
@@ -335,7 +437,133 @@ class Attempt:
                 if not only_looks:
                     self._went_back(False, held, record)
             elif record is not None and not record.same(held.record):
-                self._own(TaskState.from_record(record), "the end of the run")
+                self._take_asked(TaskState.from_record(record), "the end of the run")
+
+    # --- what is asked of the run ------------------------------------------------------------
+
+    def look(self) -> None:
+        """See what was asked of the run since it last wrote. From any thread.
+
+        Raises:
+            StaleAttempt, AttemptEnded, StoreError: as :meth:`confirm`.
+        """
+        if self._written is not None:
+            self.confirm(only_looks=True)
+
+    def heed(self) -> None:
+        """Wait while the run is paused. At its state calls, in its own thread.
+
+        Raises:
+            Cancelled: the task was cancelled; raised again at each later call.
+            StaleAttempt: a newer run has taken over.
+            AttemptEnded: the task was ended from outside.
+        """
+        if self._is_asked(PAUSE):
+            self._stand_still()
+        self.check_cancelled()
+
+    def check_cancelled(self) -> None:
+        """Return if the task was not cancelled, as far as the run knows.
+
+        Raises:
+            Cancelled, StaleAttempt, AttemptEnded: as :meth:`heed`.
+        """
+        asked = self._state.asked
+        if asked is not None and self._is_asked(CANCEL):
+            told = self._cancel(asked)
+            self._show_seen()
+            raise told
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the run waits until it is resumed."""
+        asked = self._state.asked
+        return asked is not None and asked.seen and self._is_asked(PAUSE)
+
+    def _is_asked(self, what: str) -> bool:
+        state = self._state
+        # Of a run that has left it is asked of the next one.
+        return state.asked is not None and state.asked.what == what and state.running
+
+    def _cancel(self, asked: Asked) -> Cancelled:
+        self.cancelled = asked
+        return Cancelled(self.task, self.id, asked.reason, asked.by)
+
+    def _stand_still(self) -> None:
+        store, key = self.tracker.store, self.tracker.key(self.id)
+        with self.reporter.standing_still(), news_of(store, key, self._woken) as wait:
+            while self._is_asked(PAUSE):
+                self._show_seen()
+                wait()
+                try:
+                    self.look()
+                except (StaleAttempt, AttemptEnded):
+                    raise
+                except StatekitError:
+                    log_failure(logger, "%s[%s] stays paused", self.task, brief(self.id))
+
+    def _show_seen(self) -> None:
+        """Say in the record that what was asked is heeded, and how far the run is.
+
+        Where it cannot be written the run heeds it all the same.
+        """
+
+        def decide(state: TaskState) -> TaskState:
+            state = self._own(state, "what was asked")
+            seen = state.asked and replace(state.asked, seen=True)
+            return changed(state, asked=seen, progress=progress)
+
+        if self._state.asked is None or self._state.asked.seen:
+            return
+        progress = self._progress()
+        try:
+            try:
+                self._commit(decide)
+            except InvalidInput:
+                progress = self._state.progress  # details too large to be kept
+                self._commit(decide)
+        except (StaleAttempt, AttemptEnded):
+            raise
+        except StatekitError:
+            log_failure(logger, "what is asked of %s is not shown as seen", brief(self.id))
+
+    def _call(self, write: Callable[[], _T]) -> _T:
+        """Make a write of the run's own thread, once what was asked before it is heeded."""
+        while True:
+            self.heed()
+            with self._lock:
+                if self._halts:
+                    continue  # it was asked in between: the flusher has seen it
+                try:
+                    return write()
+                except _Unheeded as unheeded:
+                    self._take_asked(unheeded.state, "what was asked")
+
+    def _heeded(self, state: TaskState) -> TaskState:
+        asked = state.asked
+        if asked is not None and asked != self._state.asked and state.running:
+            raise _Unheeded(state)
+        return state
+
+    def _take_asked(self, found: TaskState, wanted: str) -> None:
+        asked = self._own(found, wanted).asked
+        if self._written is not None and asked != self._state.asked:
+            # Whoever asked has written since, so that what is held is written over nothing.
+            self._state = changed(self._state, asked=asked)
+            self._written = self._written._replace(state=self._state)
+            self._note()
+
+    def _note(self) -> None:
+        """Have the run's next call of its reporter heed what was asked, if anything was."""
+        halts = self._is_asked(PAUSE) or self._is_asked(CANCEL)
+        if halts == self._halts:
+            return
+        self._halts = halts
+        if halts:
+            self.reporter.halt(self.heed)
+        else:
+            self.reporter.go_on()
+        self._woken.set()
 
     def _progress(self) -> Progress | None:
         if self.reporter.untouched:
@@ -369,6 +597,7 @@ class Attempt:
                 regressed=partial(self._went_back, urgent),
             )
             self._written, self._state = written, written.state
+            self._note()
             if beside is not None:
                 self.shown = written.state.version
             return written.state
@@ -403,6 +632,16 @@ class Attempt:
         if state.final:
             raise AttemptEnded(self.task, self.id, state.state)
         state = state if state.known else self._state
+        if state.state == LOST and self._state.running:
+            # It only seemed so: it goes on from where it was.
+            terms = self._lease and self._lease.terms
+            state = changed(
+                state,
+                state=self._state.state,
+                reason=self._state.reason,
+                losses=self._state.losses,
+                lease=terms and terms.seconds,
+            )
         finished = self.reporter.finished
         if not finished:
             return state
@@ -421,6 +660,22 @@ class Attempt:
     def _finished_more(self) -> bool:
         left, finished = self._state.checkpoint, self.reporter.finished
         return bool(finished) and with_finished(left, finished) != left
+
+
+class _Unheeded(Exception):
+    """Something was asked of the run of which it did not know."""
+
+    def __init__(self, state: TaskState) -> None:
+        super().__init__(state.id)
+        self.state = state
+
+
+class _Runs(Exception):
+    """Another run stands in the record, as one that goes on."""
+
+    def __init__(self, state: TaskState) -> None:
+        super().__init__(state.worker)
+        self.state = state
 
 
 def _left_for(task: str, state: TaskState) -> Checkpoint | None:

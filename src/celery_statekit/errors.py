@@ -13,7 +13,11 @@
     │   └── PayloadTooLarge            more bytes than the limit
     ├── IllegalTransition              a move that the flow does not allow
     ├── StaleAttempt (Ignore)          a newer attempt of the same task has started
+    │   └── AlreadyRunning             another run of the same task is alive
     ├── AttemptEnded (Ignore)          the task has already ended
+    ├── Cancelled (Ignore)             the task was cancelled; its run is to clean up and end
+    ├── TaskLost (WorkerLostError)     a run is gone, and its message does not come again
+    │   └── PoisonTask                 run after run of the task was lost
     ├── NotRunning                     a call that needs a running task
     ├── SetupTooLate                   setup() after the tasks were made
     ├── ReportedFailure                a task reported FAILURE by update_state and raised Ignore
@@ -43,6 +47,7 @@ from __future__ import annotations
 import reprlib
 from typing import Any, ClassVar, Final
 
+from billiard.exceptions import WorkerLostError
 from celery.exceptions import Ignore
 
 #: Longest sentence of an error, in characters.
@@ -211,7 +216,7 @@ class StaleAttempt(StatekitError, Ignore):
     It is an ``Ignore``: autoretry lets it through and Celery publishes nothing after it.
     """
 
-    _facts = ("task", "id", "attempt", "current")
+    _facts: ClassVar[tuple[str, ...]] = ("task", "id", "attempt", "current")
     task: str
     id: str
     attempt: int
@@ -241,6 +246,83 @@ class AttemptEnded(StatekitError, Ignore):
 
     def sentence(self) -> str:
         return f"{self.task}[{brief(self.id)}] has already ended as {self.state}"
+
+
+class AlreadyRunning(StaleAttempt):
+    """Raised in place of a run while another run of the same task is alive."""
+
+    _facts = ("task", "id", "attempt", "current", "worker", "left")
+    #: Node name and process id of the run that is alive.
+    worker: str
+    #: Seconds that its lease still lasts, unless it is renewed.
+    left: float
+
+    def __init__(
+        self, task: str, id: str, attempt: int, current: int, worker: str, left: float
+    ) -> None:
+        super(StaleAttempt, self).__init__(task, id, attempt, current, worker, left)
+
+    def sentence(self) -> str:
+        return (
+            f"{self.task}[{brief(self.id)}] is being run by {self.worker} (attempt {self.current}): "
+            f"its lease lasts {self.left:.1f} s unless renewed"
+        )
+
+
+class TaskLost(StatekitError, WorkerLostError):
+    """How a task ends whose run is gone, and whose message does not come again."""
+
+    _facts: ClassVar[tuple[str, ...]] = ("task", "id", "attempt", "worker")
+    task: str
+    id: str
+    #: The attempt that was lost.
+    attempt: int
+    #: Node name and process id of it.
+    worker: str
+
+    def __init__(self, task: str, id: str, attempt: int, worker: str) -> None:
+        super().__init__(task, id, attempt, worker)
+
+    def sentence(self) -> str:
+        return f"worker lost: {self.worker} ran {self._which()} and said nothing more"
+
+    def _which(self) -> str:
+        return f"{self.task}[{brief(self.id)}] attempt {self.attempt}"
+
+
+class PoisonTask(TaskLost):
+    """How a task ends of which as many runs were lost, one after the other, as may be."""
+
+    _facts = ("task", "id", "attempt", "worker", "losses")
+    losses: int
+
+    def __init__(self, task: str, id: str, attempt: int, worker: str, losses: int) -> None:
+        super(TaskLost, self).__init__(task, id, attempt, worker, losses)
+
+    def sentence(self) -> str:
+        return f"poison: {self._which()} was lost too, after {self.losses - 1} before it"
+
+
+class Cancelled(StatekitError, Ignore):
+    """Raised at each state call of a run that was cancelled: it is to clean up, and ends as REVOKED.
+
+    It is an ``Ignore``: autoretry lets it through.
+    """
+
+    _facts = ("task", "id", "reason", "by")
+    task: str
+    id: str
+    #: Why, in the words of who cancelled it.
+    reason: str
+    #: Who did; "" where that was not said.
+    by: str
+
+    def __init__(self, task: str, id: str, reason: str = "", by: str = "") -> None:
+        super().__init__(task, id, reason, by)
+
+    def sentence(self) -> str:
+        by = f" by {self.by}" if self.by else ""
+        return f"{self.task}[{brief(self.id)}] was cancelled{by}{f': {self.reason}' if self.reason else ''}"
 
 
 class NotRunning(StatekitError):
@@ -376,7 +458,8 @@ class UnknownTask(StatekitError, LookupError):
         super().__init__(id, seconds)
 
     def sentence(self) -> str:
-        return f"nothing is known of {brief(self.id)} after {self.seconds:g} s"
+        after = f" after {self.seconds:g} s" if self.seconds else ""
+        return f"nothing is known of {brief(self.id)}{after}"
 
 
 class WatchTimeout(StatekitError, TimeoutError):

@@ -7,9 +7,10 @@ keep a publish or the worker's main process waiting: what they write is written 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial, wraps
 from typing import Any, Final
@@ -20,6 +21,7 @@ from celery._state import _get_active_apps, get_current_task
 from celery.exceptions import NotRegistered
 
 from celery_statekit.breaker import AWAY
+from celery_statekit.deliveries import TURN
 from celery_statekit.errors import (
     InvalidId,
     InvalidSetting,
@@ -30,10 +32,12 @@ from celery_statekit.errors import (
     sentence,
 )
 from celery_statekit.flusher import PATIENCE, end_process, flusher
+from celery_statekit.leases import Lease, renewer
 from celery_statekit.posted import PostedTask
 from celery_statekit.record import check_id
 from celery_statekit.settings import Settings
 from celery_statekit.signals import state_changed
+from celery_statekit.sweep import Sweeper
 from celery_statekit.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -181,7 +185,7 @@ def _publishing(
         properties.pop("client_id", None)
     headers.pop(QUEUED, None)  # a retry's is its first run's
     app = _publishing_app(sender)
-    if app is None or headers.get("retries"):
+    if app is None or headers.get("retries") or headers.get(TURN):
         return
     facts = {
         "client_id": client,
@@ -238,6 +242,42 @@ def _starting(sender: Any = None, **_: Any) -> None:
             logger.warning("%s is seen by this process alone, not by who sends tasks", store.name)
 
 
+@signals.worker_ready.connect(weak=False, dispatch_uid="celery_statekit.ready")
+def _ready(sender: Any = None, **_: Any) -> None:
+    """The worker's main process sees who is alive: it renews for its children, and sweeps."""
+    app = getattr(sender, "app", None)
+    if app not in stateful_apps:
+        return
+    try:
+        terms = Settings.of(app).tracker.terms
+    except StatekitError:
+        logger.exception("leases are not renewed here")
+        return
+    if terms is not None:
+        sweeper = Sweeper(app)
+        sweeper.start()
+        _stops.append(sweeper.stop)
+        _stops.append(renewer().hold_for(partial(_leases_of_children, app), terms.renewal))
+
+
+#: What ends with the worker of this process.
+_stops: Final[list[Callable[[], None]]] = []
+
+
+def _leases_of_children(app: Celery) -> list[Lease]:
+    """The leases of the runs in a pool's processes: one that holds its interpreter cannot renew."""
+    from celery.worker import state as worker  # noqa: PLC0415 - a worker has it
+
+    tracker, own = Settings.of(app).tracker, os.getpid()
+    return [
+        Lease(tracker.terms, tracker.key(request.id), f"{request.hostname}:{request.worker_pid}")
+        for request in [*worker.active_requests]
+        if tracker.terms is not None
+        and request.worker_pid not in (None, own)
+        and getattr(request.task, "is_stateful", False)
+    ]
+
+
 @signals.task_unknown.connect(weak=False, dispatch_uid="celery_statekit.unknown")
 def _unknown(sender: Any = None, name: str = "", id: str = "", **_: Any) -> None:
     """A message of a task that this worker does not know is acknowledged, and never runs."""
@@ -275,6 +315,8 @@ def _never_runs(app: Celery | None, id: Any, exc: Any) -> None:
 @signals.worker_process_shutdown.connect(weak=False, dispatch_uid="celery_statekit.end_process")
 def _ending(**_: Any) -> None:
     """A pool's child ends without the interpreter's own farewell (billiard 4.3 process.py)."""
+    while _stops:
+        _stops.pop()()
     end_process()
 
 

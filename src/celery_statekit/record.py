@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeAlias
 from urllib.parse import quote, unquote
 
+from celery_statekit.asked import CANCEL, PAUSE, Asked
 from celery_statekit.chance import chance
 from celery_statekit.checkpoint import Checkpoint
 from celery_statekit.errors import (
@@ -29,6 +30,7 @@ from celery_statekit.errors import (
 )
 from celery_statekit.frozen import changed
 from celery_statekit.progress import Progress
+from celery_statekit.states import LOST, WAITING
 
 #: The format written by this release. A higher number in a stored record is readable, not writable.
 FORMAT: Final = 1
@@ -240,6 +242,8 @@ class TaskState:
     last_progress: Progress | None = None
     #: What its runs have left for the next one to resume from; kept after the end.
     checkpoint: Checkpoint | None = None
+    #: What was asked of it from outside, a cancel or a pause; None: nothing, or it was resumed.
+    asked: Asked | None = None
     #: ``{"type": ..., "message": ...}`` of the exception behind RETRY or FAILURE.
     error: Mapping[str, str] | None = None
     #: When the next run is due (RETRY with a countdown, PENDING with an eta); epoch seconds.
@@ -249,6 +253,15 @@ class TaskState:
     started_at: float | None = None
     ended_at: float | None = None
     updated_at: float | None = None
+    #: Seconds for which the latest run counts as alive unless its lease is renewed; None: no run
+    #: goes on, or of this one that is not known.
+    lease: float | None = None
+    #: Whether the broker delivers the message again where its run is lost.
+    comes_again: bool = False
+    #: How many runs were lost, one after the other.
+    losses: int = 0
+    #: What of the message is needed where its run is lost, as JSON text; "": nothing.
+    message: str = ""
     #: How many changes the history has seen, kept or not.
     changes: int = 0
     #: Whether the state is an end.
@@ -261,6 +274,29 @@ class TaskState:
     def forgotten(self) -> bool:
         """Whether it is an end that was forgotten, and is kept for those only who missed it."""
         return self.final and FORGOTTEN in self.extra
+
+    @property
+    def running(self) -> bool:
+        """Whether a run goes on, as far as the record says: it was claimed, and neither left nor lost."""
+        return self.attempt > 0 and not self.final and self.state not in WAITING | {LOST}
+
+    @property
+    def cancelled_why(self) -> str:
+        """The reason of who cancelled it; "" where nobody has, or none was given."""
+        return self.asked.reason if self.asked is not None and self.asked.what == CANCEL else ""
+
+    @property
+    def awaits_message(self) -> bool:
+        """Whether it was cancelled, and what hangs on it was not told: its message may still come."""
+        asked = self.asked
+        revoked = self.final and self.state == "REVOKED"
+        return revoked and asked is not None and asked.what == CANCEL and not asked.seen
+
+    @property
+    def paused(self) -> bool:
+        """Whether its run waits until it is resumed; :attr:`asked` says who paused it, and why."""
+        asked = self.asked
+        return asked is not None and asked.what == PAUSE and asked.seen and self.running
 
     @property
     def known(self) -> bool:
@@ -289,7 +325,7 @@ class TaskState:
         document: dict[str, Any] = {
             stored: value for name, stored in _TASK_NAMES if (value := held[name])
         }
-        for part in ("progress", "last", "checkpoint"):
+        for part in ("progress", "last", "checkpoint", "asked"):
             if part in document:
                 document[part] = document[part].to_dict()
         if self.id == id_of(key):
@@ -346,12 +382,17 @@ _TASK_FIELDS: Final[_Fields] = {
     "progress": ("progress", Progress.from_dict),
     "last_progress": ("last", Progress.from_dict),
     "checkpoint": ("checkpoint", Checkpoint.from_dict),
+    "asked": ("asked", Asked.from_dict),
     "error": ("error", _texts),
     "due_at": ("due", _moment),
     "queued_at": ("queued", _moment),
     "started_at": ("started", _moment),
     "ended_at": ("ended", _moment),
     "updated_at": ("updated", _moment),
+    "lease": ("lease", _moment),
+    "comes_again": ("again", _flag),
+    "losses": ("losses", _count),
+    "message": ("message", _text),
     "changes": ("changes", _count),
     "final": ("final", _flag),
 }

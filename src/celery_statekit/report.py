@@ -11,7 +11,7 @@ from typing import Any
 
 from celery import VERSION as CELERY
 from celery import states as celery_states
-from celery.exceptions import Reject, SoftTimeLimitExceeded
+from celery.exceptions import Reject, SoftTimeLimitExceeded, TaskRevokedError
 
 from celery_statekit.attempt import Attempt, content_of
 from celery_statekit.backends.onewrite import OneWrite, Verdict, one_write
@@ -115,6 +115,8 @@ class Report:
         """Write progress, and what Celery's backend shows: in one write, or mirrored soon."""
         attempt, to_store = self.attempt, self.to_store(self._as_it_stands)
         progress = attempt.report(to_store)
+        if progress is None and not attempt.is_paused and not attempt.reporter.stopped:
+            attempt.look()  # what it writes finds out by itself
         state = attempt.state
         over = state.final or state.state in WAITING
         shows = state.progress or state.state not in LIFECYCLE
@@ -267,6 +269,40 @@ class Report:
             # What Celery itself makes of such a meta when it is read.
             exc = self._own_backend.exception_to_python(dict(meta)) or exc
         self.end(exc, state)
+
+    def end_as_cancelled(self) -> TaskRevokedError | None:
+        """End as REVOKED, and all that hangs on it; None where it was not told of a cancel.
+
+        Returns:
+            What who waits for it gets.
+        """
+        cancelled = self.attempt.cancelled
+        if cancelled is None or self.replaced:
+            return None
+        self.retried = False  # its message was not sent
+        told = TaskRevokedError(cancelled.reason)
+        try:
+            self.end(told, celery_states.REVOKED)
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:
+            logger.exception("who waits for %s was not told that it is cancelled", self)
+        if self.ended not in (None, "refused") and not self._request.is_eager:
+            self._say_revoked()
+        return told
+
+    def _say_revoked(self) -> None:
+        if not self._task.send_events:
+            return
+        try:
+            # The worker's main process sends none of a run that ends with an Ignore.
+            self._task.send_event(
+                "task-revoked", retry=False, terminated=False, signum=None, expired=False
+            )
+        except SoftTimeLimitExceeded:
+            raise
+        except Exception:
+            logger.debug("no event says that %s is cancelled", self, exc_info=True)
 
     def reject(self, exc: Reject) -> None:
         """REJECTED until the message comes again; FAILURE where it does not."""

@@ -15,16 +15,18 @@ from __future__ import annotations
 import logging
 import math
 import operator
+import threading
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from types import GeneratorType, MappingProxyType
 from typing import Any, Final, SupportsFloat, TypeAlias, TypeVar, cast
 
 from celery_statekit.checkpoint import check_new
-from celery_statekit.errors import InvalidInput, InvalidProgress
+from celery_statekit.errors import Cancelled, InvalidInput, InvalidProgress
 from celery_statekit.frozen import changed
 from celery_statekit.progress import (
     NOTHING,
@@ -56,9 +58,9 @@ _NONE: Final[Mapping[str, int]] = MappingProxyType({})
 class Reporter:
     """What a running task has as ``self.progress``; made for one run.
 
-    ``snapshot``, ``stop`` and the attributes may be used from any thread, all else from the
-    task's alone. What reports raises what ``stop`` was given, and ``InvalidProgress`` for what
-    means nothing; then nothing has changed.
+    ``snapshot``, ``stop``, ``halt``, ``go_on`` and the attributes may be used from any thread, all
+    else from the task's alone. What reports raises what ``stop`` was given, and
+    ``InvalidProgress`` for what means nothing; then nothing has changed.
 
     Args:
         clock: seconds, monotonic; rate and ETA follow from it.
@@ -66,8 +68,9 @@ class Reporter:
 
     __slots__ = (
         "__weakref__",
-        "_clock",
+        "_halted",
         "_highest",
+        "_monotonic",
         "_named",
         "_phase",
         "_plan",
@@ -75,11 +78,15 @@ class Reporter:
         "_running",
         "_samples",
         "_sources",
+        "_stood",
         "_stopped",
+        "_switch",
     )
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+        self._monotonic = clock
+        #: How long its clock stood still, and since when it does.
+        self._stood: tuple[float, float | None] = (0.0, None)
         self._phase = _Phase(shown=NOTHING, origin=(clock(), 0))
         #: Names and weights of the steps, in order.
         self._plan: tuple[tuple[str, float], ...] = ()
@@ -90,6 +97,9 @@ class Reporter:
         #: Generators that somebody still holds.
         self._sources: weakref.WeakSet[Generator[Any, Any, Any]] = weakref.WeakSet()
         self._stopped: BaseException | None = None
+        #: What the task's thread calls before it reports anything.
+        self._halted: Callable[[], None] | None = None
+        self._switch = threading.Lock()
         #: The series that the samples belong to, and the samples.
         self._samples = (self._phase.origin, [self._phase.origin])
         self._highest = 0.0
@@ -129,10 +139,10 @@ class Reporter:
 
     def update(self, n: SupportsFloat = 1) -> None:
         """Add ``n`` items to what is done."""
-        if type(n) is int and 0 <= n <= _SMALL and self._stopped is None:
+        if type(n) is int and 0 <= n <= _SMALL and self._halted is None:
             self._phase.count += n
             return
-        self._raise_if_stopped()
+        self._heed()
         amount = checked_number(n, "n")
         checked_number(self._phase.done() + amount, "current")
         self._phase.count += amount
@@ -154,7 +164,7 @@ class Reporter:
             details: the task's own facts in place of the ones before; JSON.
             facts: own facts beside the ones before.
         """
-        self._raise_if_stopped()
+        self._heed()
         phase = self._phase
         given: dict[str, Any] = {}
         if total is not _KEPT:
@@ -182,7 +192,7 @@ class Reporter:
             steps: their names, which weigh the same, or one mapping of names to weights: how
                 long each takes, compared with the others.
         """
-        self._raise_if_stopped()
+        self._heed()
         phase = self._phase
         if phase.shown.step:
             raise InvalidProgress("too late for a plan", "steps", steps, "before the first step")
@@ -217,7 +227,7 @@ class Reporter:
             total: items to do in this step; tracks in it count towards it. None: their own.
             message: what is being done, in words.
         """
-        self._raise_if_stopped()
+        self._heed()
         phase, plan = self._phase, dict(self._plan)
         name, names, running = _name(name), list(plan), phase.shown.step_number
         place = names.index(name) if name in plan else running
@@ -335,11 +345,41 @@ class Reporter:
         """
         if not isinstance(exc, BaseException):
             raise TypeError(f"{exc!r} is no exception")
-        if self._stopped is None:
-            self._stopped = exc
-        # A track that begins now is not in the list, or looks at _stopped after it was put there.
-        for track in tuple(self._running):
-            track.interrupt()
+        with self._switch:
+            if self._stopped is None:
+                self._stopped, self._halted = exc, self._raise_stopped
+        self._interrupt()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether ``stop`` was called. From any thread."""
+        return self._stopped is not None
+
+    def halt(self, call: Callable[[], None]) -> None:
+        """Have the task's thread make ``call`` at its next call or the next item. From any thread.
+
+        It is made again at every later one until ``go_on`` is called. It may wait, and raise.
+        """
+        with self._switch:
+            if self._stopped is None:
+                self._halted = call
+        self._interrupt()
+
+    def go_on(self) -> None:
+        """Take back what ``halt`` was given. From any thread."""
+        with self._switch:
+            if self._stopped is None:
+                self._halted = None
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """Within the block no time passes for rate and ETA."""
+        before, since = self._stood[0], self._monotonic()
+        self._stood = before, since
+        try:
+            yield
+        finally:
+            self._stood = before + self._monotonic() - since, None
 
     def close(self) -> None:
         """Make the count final and close the generators that tracks have left open.
@@ -351,10 +391,24 @@ class Reporter:
         for source in tuple(self._sources):
             self._close(source)
 
-    def _raise_if_stopped(self) -> None:
+    def _interrupt(self) -> None:
+        # A track that begins now is not in the list, or looks at _halted after it was put there.
+        for track in tuple(self._running):
+            track.interrupt()
+
+    def _heed(self) -> None:
+        halted = self._halted
+        if halted is not None:
+            halted()
+
+    def _raise_stopped(self) -> None:
         if self._stopped is not None:
             # Without the last traceback: it would grow, and keep every frame it went through.
             raise self._stopped.with_traceback(None)
+
+    def _clock(self) -> float:
+        stood, since = self._stood
+        return (self._monotonic() if since is None else since) - stood
 
     def _begin(self, track: _Track) -> None:
         phase = self._phase
@@ -378,20 +432,26 @@ class Reporter:
         )
 
     def _ticks(self, track: _Track) -> Generator[Iterable[str], None, None]:
-        self._raise_if_stopped()
+        self._heed()
         self._begin(track)
         try:
             while True:
                 chunk = track.next_chunk()
-                if self._stopped is not None:
-                    # An item was asked for and no tick was taken yet: all that came are done.
-                    self._finish(track, track.taken())
-                    self._close(None if track.source is None else track.source())
-                    self._raise_if_stopped()
+                if self._halted is not None:
+                    self._heed_between(track)
                 yield chunk
         finally:
             # Here also when the loop was left and nobody holds the iterator any more.
             self._finish(track, track.done())
+
+    def _heed_between(self, track: _Track) -> None:
+        try:
+            self._heed()
+        except BaseException:
+            # An item was asked for and no tick was taken yet: all that came are done.
+            self._finish(track, track.taken())
+            self._close(None if track.source is None else track.source())
+            raise
 
     def _finish(self, track: _Track, done: int) -> None:
         if track.final is not None:
@@ -413,7 +473,7 @@ class Reporter:
             if source is not None:
                 source.close()
         except Exception as exc:
-            if exc is not self._stopped:
+            if exc is not self._stopped and not isinstance(exc, Cancelled):
                 logger.warning("a tracked generator failed to close", exc_info=True)
 
     def _rate(self, origin: _Sample, now: float, done: float) -> float | None:

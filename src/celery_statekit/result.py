@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
+from celery import states
+from celery.exceptions import TaskRevokedError
 from celery.result import AsyncResult, EagerResult, GroupResult
 from kombu.utils.encoding import bytes_to_str
 
+from celery_statekit import asking
 from celery_statekit.backends.onewrite import OneWrite
 from celery_statekit.record import Change, TaskState
 from celery_statekit.settings import Settings
@@ -97,8 +100,64 @@ class _Recorded(Generic[Returned]):
         returned: Returned = self._hydrated(super().get(*args, **kwargs))  # type: ignore[misc]
         return returned
 
+    def cancel(self, reason: str = "", *, by: str = "", hard: bool = False) -> bool:
+        """Ask the task to end, as REVOKED.
+
+        Its run is told at its next state call (``enter``, ``track``, ``progress``, ``checkpoint``,
+        ``update_state``), cleans up and ends. A task that is not running ends at once.
+
+        Args:
+            reason: why, in words; it is in the record, and in the error that who waits gets.
+            by: who asks; "" for nobody in particular.
+            hard: also have its process killed, where the worker's pool can do that (prefork).
+
+        Returns:
+            Whether that was asked; False: it has ended, or was cancelled before.
+
+        Raises:
+            UnknownTask: no record knows the id.
+            InvalidInput: ``reason`` is no text, ``by`` no short one; nothing was changed.
+        """
+        return asking.cancel(self.app, self.id, reason, by=by, hard=hard, **self._place()).changed
+
+    def pause(self, reason: str = "", *, by: str = "") -> bool:
+        """Ask the task to wait, at its next state call or before it begins, until it is resumed.
+
+        Args:
+            reason: why, in words.
+            by: who asks; "" for nobody in particular.
+
+        Returns:
+            Whether that was asked; False: it has ended, or was paused or cancelled before.
+
+        Raises:
+            UnknownTask, InvalidInput: as :meth:`cancel`.
+        """
+        return asking.pause(self.app, self.id, reason, by=by, eager=self._is_eager).changed
+
+    def resume(self, *, by: str = "") -> bool:
+        """Let the task go on that was paused.
+
+        Args:
+            by: who asks; it is logged.
+
+        Returns:
+            Whether it was paused.
+
+        Raises:
+            UnknownTask, InvalidInput: as :meth:`cancel`.
+        """
+        return asking.resume(self.app, self.id, by=by, eager=self._is_eager).changed
+
+    @property
+    def _is_eager(self) -> bool:
+        return bool(self.app.conf.task_always_eager)
+
+    def _place(self) -> dict[str, Any]:
+        return {"eager": self._is_eager, "backend": getattr(self, "backend", None)}
+
     def _watcher(self) -> Watcher:
-        return Settings.of(self.app).watcher_of(eager=self.app.conf.task_always_eager)
+        return Settings.of(self.app).watcher_of(eager=self._is_eager)
 
     def _hydrated(self, value: Any) -> Any:
         task = self.app._tasks.get(self.task_name)  # noqa: SLF001 - .tasks would finalize the app
@@ -149,10 +208,16 @@ class StatefulEagerResult(_Recorded[Returned], EagerResult):
         """``result``, made into one of these."""
         made = cls(*result.__reduce_args__())
         made.app, made.task_name = app, result._name  # noqa: SLF001
+        if isinstance(made._result, TaskRevokedError):
+            made._state = states.REVOKED  # Celery's tracer calls all that is raised FAILURE
         return made
 
-    def _watcher(self) -> Watcher:
-        return Settings.of(self.app).watcher_of(eager=True)
+    @property
+    def _is_eager(self) -> bool:
+        return True
+
+    def _place(self) -> dict[str, Any]:
+        return {"eager": True}
 
 
 class StatefulGroupResult(GroupResult):

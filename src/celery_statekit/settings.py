@@ -57,6 +57,18 @@ class Values:
     status: str | None = None
     #: Seconds in which a client's update is applied or refused.
     update_deadline: float = 5.0
+    #: Seconds for which a run counts as alive unless its lease is renewed.
+    lease: float = 30.0
+    #: Seconds between two renewals; at most a third of the lease.
+    lease_renewal: float = 10.0
+    #: Seconds for which a task is LOST before it becomes FAILURE, where its message does not come
+    #: again; by then a run that only seemed lost may go on.
+    lost_grace: float = 30.0
+
+    @property
+    def renewal(self) -> float:
+        """Seconds between two renewals of a lease, so that one may fail."""
+        return min(self.lease_renewal, self.lease / 3)
 
     @classmethod
     def of(cls, app: Celery) -> Values:
@@ -183,6 +195,9 @@ _RULES: Final[dict[str, Callable[[str, object], Any]]] = {
     "strict": _flag,
     "status": _status,
     "update_deadline": check_seconds,
+    "lease": _timeout,
+    "lease_renewal": _timeout,
+    "lost_grace": _timeout,
 }
 
 
@@ -235,6 +250,8 @@ class Settings:
             prefix=self.values.prefix,
             expires=expires_after(self._app),
             observe=self._observe,
+            lease=self.values.lease,
+            renewal=self.values.renewal,
         )
 
     @cached_property
@@ -258,7 +275,14 @@ class Settings:
     @cached_property
     def _eager_tracker(self) -> Tracker:
         store = open_store(f"memory://eager-{id(self)}")
-        return Tracker(store, prefix=self.values.prefix, observe=self._observe)
+        values = self.values
+        return Tracker(
+            store,
+            prefix=values.prefix,
+            observe=self._observe,
+            lease=values.lease,
+            renewal=values.renewal,
+        )
 
     def _watcher(self, store: Store) -> Watcher:
         from celery_statekit.watcher import Watcher  # noqa: PLC0415 - workers watch nothing

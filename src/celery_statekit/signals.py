@@ -95,6 +95,22 @@ class Fenced(_Payload):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Lost(_Payload):
+    """The payload of ``task_lost``: a run that is gone, and nobody has said how it ended."""
+
+    task: str
+    id: str
+    #: The run that was lost.
+    attempt: int
+    #: Node name and process id of it.
+    worker: str
+    client_id: str
+    #: How many runs of the task were lost, one after the other.
+    losses: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class ClientChanged(_Payload):
     """The payload of ``client_changed``: a client's record that was written or deleted."""
 
@@ -115,5 +131,7 @@ progressed = Signal(name="progressed", providing_args={"progressed"})
 transition_refused = Signal(name="transition_refused", providing_args={"refused"})
 #: A stale run was refused. Payload: ``fenced``, a :class:`Fenced`.
 attempt_fenced = Signal(name="attempt_fenced", providing_args={"fenced"})
+#: A run was lost; told of once for each. Payload: ``lost``, a :class:`Lost`.
+task_lost = Signal(name="task_lost", providing_args={"lost"})
 #: A client's record was written. Payload: ``changed``, a :class:`ClientChanged`.
 client_changed = Signal(name="client_changed", providing_args={"changed"})

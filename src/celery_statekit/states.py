@@ -29,6 +29,9 @@ Guard = Callable[[Any], "bool | str | None"]
 
 _AGAIN: Final = ("STARTED", "FAILURE", "REVOKED")
 
+#: Of a task whose run is gone, or seems to be.
+LOST: Final = "LOST"
+
 #: The lifecycle around a task's states: the label, and what may follow.
 _LIFECYCLE: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     # Published, and no run has begun. A run whose STARTED could not be written ends it directly.
@@ -48,8 +51,12 @@ _LIFECYCLE: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "IGNORED": ("Ignored", _AGAIN),
     # ... and so does ``Reject(requeue=True)``.
     "REJECTED": ("Rejected", _AGAIN),
-    # The lease ended and nobody said how. The message may come again, and may be revoked first.
-    "LOST": ("Lost", _AGAIN),
+    # The lease ended and nobody said how. The task may be sent again, its message may come again,
+    # and a run that only seemed lost ends as it says.
+    LOST: (
+        "Lost",
+        ("PENDING", "STARTED", "RETRY", "SUCCESS", "FAILURE", "REVOKED", "IGNORED", "REJECTED"),
+    ),
 }
 
 #: The names of a task's lifecycle: Celery's, and LOST.

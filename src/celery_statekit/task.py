@@ -13,7 +13,7 @@ from copy import deepcopy
 from datetime import datetime
 from enum import Enum
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeVar
 from uuid import uuid4
 
 from celery import Celery, Task
@@ -24,12 +24,17 @@ from celery.utils.nodenames import gethostname
 from celery_statekit.attempt import Attempt
 from celery_statekit.backends import GuardedBackend
 from celery_statekit.breaker import log_failure
+from celery_statekit.deliveries import kept_of, stand_in, wait_for_store, wait_for_turn
 from celery_statekit.errors import (
+    AlreadyRunning,
     AttemptEnded,
+    Cancelled,
+    InvalidDefinition,
     InvalidInput,
     InvalidProgress,
     InvalidState,
     NotRunning,
+    PoisonTask,
     StaleAttempt,
     StatekitError,
     StoreError,
@@ -46,6 +51,7 @@ from celery_statekit.reporter import Reporter
 from celery_statekit.result import StatefulEagerResult, StatefulGroupResult, StatefulResult
 from celery_statekit.settings import Settings, unwrapped
 from celery_statekit.states import RESERVED, Flow, task_flow
+from celery_statekit.sweep import end_lost, most_losses
 from celery_statekit.tracker import BesideOf, Tracker
 
 if TYPE_CHECKING:
@@ -75,6 +81,15 @@ class StatefulTask(Task):
     _flow: ClassVar[Flow]
     #: How its parameters become clients; None where none can.
     _hydration: ClassVar[Hydration | None] = None
+    #: What becomes of the task where its run is lost and the broker does not deliver its message
+    #: again: "mark", FAILURE after ``statekit_lost_grace``; "requeue", it is sent again.
+    on_lost: ClassVar[Literal["mark", "requeue"]] = "mark"
+    #: How many runs may be lost one after the other before the task ends as FAILURE; None: three
+    #: where ``on_lost = "requeue"``, else any number.
+    max_attempts: ClassVar[int | None] = None
+    #: How the worker's main process sees a message of the task; knows of lost children.
+    Request = "celery_statekit.requests:StatefulRequest"
+
     #: False for Celery's own tasks, of which no record is kept.
     is_stateful: ClassVar[bool] = False
     #: Whether Celery would have stored STARTED; it would do so before any hook, over a live run.
@@ -93,13 +108,14 @@ class StatefulTask(Task):
         """Check the task's definition. Celery binds a task twice; doing it twice changes nothing.
 
         Raises:
-            InvalidDefinition: its states cannot work.
+            InvalidDefinition: its states cannot work, or ``on_lost`` or ``max_attempts``.
         """
         super().on_bound(app)
         cls._flow = task_flow(None if cls.states is None else Flow.of(cls.states))
         cls.is_stateful = not getattr(cls.run, "__module__", "").startswith("celery.")
         if not cls.is_stateful:
             return
+        _check_losses(cls)
         if cls.track_started:
             cls.shows_started, cls.track_started = True, False
         cls._take_backend()
@@ -151,6 +167,7 @@ class StatefulTask(Task):
         Raises:
             IllegalTransition: it may not be entered from where the task stands.
             InvalidState: it is no state of this task.
+            Cancelled: the task was cancelled; nothing was changed.
             StaleAttempt: a newer run of the task has taken over.
             StoreError: it could not be written; nothing was changed.
             NotRunning: no run of this task is going on in this thread.
@@ -295,6 +312,7 @@ class StatefulTask(Task):
             super().update_state(task_id=task_id, state=state, meta=meta, **kwargs)
             return
         attempt = self._attempt("update_state")
+        attempt.heed()
         details = _as_details(meta, Settings.of(self.app).values.record_bytes)
         report, entered = self._report(), False
         if isinstance(state, str) and state in _CELERY_STATES:
@@ -363,26 +381,68 @@ class StatefulTask(Task):
             if ended.id == request.id:
                 self._guarded.tell_standing(request)
             raise
+        except AlreadyRunning as running:
+            if running.id == request.id and not request.is_eager:
+                wait_for_turn(self, request, running)
+            raise
+        except StaleAttempt as stale:
+            if stale.id == request.id and not request.is_eager:
+                stand_in(self, request, stale)
+            raise
+        finally:
+            attempt: Attempt | None = getattr(request, "statekit", None)
+            if attempt is not None:
+                attempt.release()
 
     def _carry_out(
         self, request: Any, own: Callable[..., Any] | None, args: Any, kwargs: Any
     ) -> Any:
         attempt, report = self._begin(request)
         try:
+            attempt.heed()
             if self._hydration is not None and not self._hydration.idle:
                 args, kwargs = self._hydration.arguments(args, kwargs)
             returned = own(*args, **kwargs) if own else self._run(report, args, kwargs)
         except BaseException as exc:
-            over = self._left(attempt, report, exc)
+            goes = isinstance(exc, (StaleAttempt, AttemptEnded)) or not isinstance(exc, Exception)
+            over = None
+            if goes or attempt.cancelled is None:
+                over = self._left(attempt, report, exc)
+            if not goes:
+                self._end_cancelled(request, attempt, report, exc)
             if over is not None and over is not exc and isinstance(exc, Exception):
                 # Nothing of a stale run leaves: no on_failure, no task_failure, no event.
                 raise over from exc
             raise
         flusher().forget(report)
         attempt.reporter.close()
+        self._end_cancelled(request, attempt, report, None)
         if not report.replaced and not report.retried:
             self._check_fence(request, attempt, report, returned)
         return returned
+
+    def _end_cancelled(
+        self, request: Any, attempt: Attempt, report: Report, cause: BaseException | None
+    ) -> None:
+        """The run was told of a cancel, and is over: whatever it returned or raised, it is REVOKED.
+
+        Raises:
+            Cancelled: to Celery's tracer, which does nothing more.
+            TaskRevokedError: to who called it eagerly.
+        """
+        if attempt.cancelled is None:
+            return
+        flusher().forget(report)
+        attempt.reporter.close()
+        told = report.end_as_cancelled()
+        if told is None:
+            return
+        if request.is_eager:
+            raise told from cause
+        if isinstance(cause, Cancelled):
+            raise cause
+        asked = attempt.cancelled
+        raise Cancelled(self.name, attempt.id, asked.reason, asked.by) from cause
 
     def _check_fence(self, request: Any, attempt: Attempt, report: Report, returned: Any) -> None:
         """The run has returned: nothing of it leaves if it is no longer the current one.
@@ -420,6 +480,9 @@ class StatefulTask(Task):
             worker=f"{request.hostname or gethostname()}:{os.getpid()}",
             client_id=client_of(request.headers),
             queued=(request.headers or {}).get(QUEUED),
+            comes_again=bool(self.acks_late) and not request.is_eager,
+            message=kept_of(self, request, settings.values.record_bytes),
+            most_losses=most_losses(self),
         )
         report = Report(self, request, attempt, settings)
         to_store = report.to_store(report.beginning)
@@ -428,7 +491,13 @@ class StatefulTask(Task):
         except AttemptEnded as ended:
             logger.info("%s; this delivery does nothing", ended)
             raise
-        except StatekitError:
+        except AlreadyRunning:
+            raise
+        except PoisonTask as poison:
+            end_lost(attempt.tracker, self.own_backend, poison, request)
+            raise AttemptEnded(self.name, request.id, "FAILURE") from poison
+        except StatekitError as away:
+            wait_for_store(self, request, attempt, away)
             to_store = None
             log_failure(logger, "the start of %s is not recorded", report)
         request.statekit, request.statekit_report = attempt, report
@@ -448,6 +517,8 @@ class StatefulTask(Task):
         except (StaleAttempt, AttemptEnded) as over:
             logger.debug("a stale run left", exc_info=True)
             return over
+        except Cancelled as cancelled:
+            logger.info("%s; there is no other attempt", cancelled)
         except StatekitError:
             log_failure(logger, "the outcome of %s is not recorded", report)
             if isinstance(exc, (Retry, Reject, Ignore)):
@@ -479,12 +550,14 @@ class StatefulTask(Task):
         """As Celery's; RETRY is recorded before the next attempt's message is sent.
 
         Raises:
+            Cancelled: the task was cancelled; nothing is sent.
             StaleAttempt: a newer run has taken over; nothing is sent.
         """
         report = self._report()
         if report is not None:
             with suppress(StoreError, InvalidInput):
                 report.attempt.confirm()
+            report.attempt.check_cancelled()
             report.cause = kwargs.get("exc") or sys.exc_info()[1]
         return super().retry(*args, **kwargs)
 
@@ -492,6 +565,7 @@ class StatefulTask(Task):
         """As Celery's; IGNORED is recorded before the replacement, of the same id, is sent."""
         report = self._report()
         if report is not None:
+            report.attempt.check_cancelled()
             flusher().forget(report)
             try:
                 report.attempt.leave("IGNORED", reason=f"{REPLACED}{sig.task}")
@@ -520,7 +594,7 @@ class StatefulTask(Task):
             self._leave_for_retry(report.attempt, report.cause, due_at, beside)
             if beside is None:
                 report.mirror_retry(report.cause)
-        except (StaleAttempt, AttemptEnded) as over:
+        except (Cancelled, StaleAttempt, AttemptEnded) as over:
             logger.warning("%s; its retry is not sent", over)
             return False
         except StatekitError:
@@ -618,6 +692,17 @@ class StatefulTask(Task):
     @property
     def _guarded(self) -> GuardedBackend:
         return GuardedBackend(self.own_backend, self)
+
+
+def _check_losses(task: type[StatefulTask]) -> None:
+    policy: object = task.on_lost
+    if policy not in ("mark", "requeue"):
+        where = f"{task.__name__}.on_lost"
+        raise InvalidDefinition("no policy", where, policy, '"mark" or "requeue"')
+    most: object = task.max_attempts
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        where = f"{task.__name__}.max_attempts"
+        raise InvalidDefinition("no number of attempts", where, most, "None, or an int over 0")
 
 
 def _hydration_of(task: type[StatefulTask]) -> Hydration | None:

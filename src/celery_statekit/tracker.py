@@ -9,20 +9,39 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import replace
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.utils.dispatch import Signal
 
 from celery_statekit import signals
+from celery_statekit.asked import CANCEL, PAUSE, WHAT, Answer, Asked, left_of
 from celery_statekit.breaker import Breaker
 from celery_statekit.chance import chance
-from celery_statekit.errors import ContentionTimeout, CorruptRecord, StoreFull, brief
+from celery_statekit.errors import (
+    ContentionTimeout,
+    CorruptRecord,
+    InvalidInput,
+    StoreFull,
+    UnknownTask,
+    brief,
+)
 from celery_statekit.frozen import changed
-from celery_statekit.record import FORGOTTEN, Change, Record, TaskState, cut_text, task_key
+from celery_statekit.leases import Terms
+from celery_statekit.record import (
+    FORGOTTEN,
+    REPLACED,
+    Change,
+    Record,
+    TaskState,
+    check_id,
+    cut_text,
+    task_key,
+)
 from celery_statekit.settling import write_settled
-from celery_statekit.states import ENDS, WAITING
-from celery_statekit.stores.base import Beside, Labels, Store
+from celery_statekit.states import ENDS, LOST, WAITING
+from celery_statekit.stores.base import Beside, Labels, Renews, Store
 from celery_statekit.written import NOBODY, Written
 
 logger = logging.getLogger(__name__)
@@ -49,6 +68,22 @@ Outcome: TypeAlias = Literal["moved", "ended", "another run"]
 BesideOf: TypeAlias = Callable[[TaskState], Beside | None]
 
 
+#: Seconds for which a record is kept from its write on, where that follows from what is written.
+TtlOf: TypeAlias = Callable[[TaskState], float | None]
+
+
+class Answered(NamedTuple):
+    """What became of what was asked of a task, and its state then."""
+
+    answer: Answer
+    state: TaskState
+
+    @property
+    def changed(self) -> bool:
+        """Whether it was written."""
+        return self.answer in ("asked", "revoked", "resumed")
+
+
 class Tracker:
     """Writes the records of an app's tasks.
 
@@ -59,6 +94,9 @@ class Tracker:
         observe: called with every change after it was written (the task class's hook).
         now: the writer's clock in epoch seconds, for what people read; kept to the microsecond.
         silent: send no signal (a task that is called directly leaves no trace).
+        lease: seconds for which a run counts as alive unless renewed; None: runs hold no leases,
+            and the newest attempt wins.
+        renewal: seconds between two renewals.
     """
 
     def __init__(
@@ -70,10 +108,16 @@ class Tracker:
         observe: Callable[[Change], None] | None = None,
         now: Callable[[], float] = time.time,
         silent: bool = False,
+        lease: float | None = None,
+        renewal: float = 10.0,
     ) -> None:
         self.store = store
         #: What keeps a store that is away from holding up runs and publishers.
         self.breaker = Breaker(store.name)
+        #: On which terms runs hold their leases; None: they hold none.
+        self.terms: Terms | None = None
+        if lease is not None and isinstance(store, Renews):
+            self.terms = Terms(store, self.breaker, lease, renewal)
         self.prefix = prefix
         self.expires = expires
         self.observe = observe
@@ -133,6 +177,7 @@ class Tracker:
     def queued(
         self, state: TaskState, task: str, client_id: str, due_at: float | None
     ) -> TaskState:
+        """What ``state`` becomes when a message of the task is published."""
         return changed(
             state,
             task=task,
@@ -143,6 +188,7 @@ class Tracker:
         )
 
     def kept_until(self, due_at: float | None, expires_at: float | None) -> float | None:
+        """Seconds for which PENDING is kept of a message that may wait until then."""
         return self.kept_for(max(due_at or 0.0, expires_at or 0.0) - self.now())
 
     def unqueue(self, id: str) -> None:
@@ -173,7 +219,8 @@ class Tracker:
             return
         if record is None or state is None or not state.final or state.forgotten:
             return
-        ttl = REVOKED_KEPT if state.state == "REVOKED" and state.attempt else FORGOTTEN_KEPT
+        may_come = state.attempt or state.awaits_message
+        ttl = REVOKED_KEPT if state.state == "REVOKED" and may_come else FORGOTTEN_KEPT
         if self.expires is not None:
             ttl = min(ttl, self.expires)
         try:
@@ -216,15 +263,166 @@ class Tracker:
             else:
                 outcome = "moved"
                 state = changed(state, task=state.task or task)
-                return self.resting_or_ended(state, to_state, reason, error, None)
+                why = (state.cancelled_why or reason) if to_state == "REVOKED" else reason
+                return self.resting_or_ended(state, to_state, why, error, None)
             return None
 
         self.commit(id, decide, ttl=self.kept_for(0.0), beside=beside)
         return outcome
 
+    def lose(self, id: str, meant: Callable[[TaskState], bool], *, reason: str) -> TaskState | None:
+        """The run is gone, and nobody has said how it ended: LOST, and ``task_lost`` is told of.
+
+        Args:
+            meant: given the state of a task that runs; False: another run, or one that lives.
+
+        Returns:
+            The state as it was written; None where nothing was.
+        """
+        lost = False
+
+        def decide(state: TaskState) -> TaskState | None:
+            nonlocal lost
+            lost = state.running and meant(state)
+            if not lost:
+                return None
+            return changed(
+                state,
+                state=LOST,
+                reason=cut_text(reason, self.store.limits.message_bytes),
+                losses=state.losses + 1,
+                lease=None,
+            )
+
+        written = self.commit(id, decide, ttl=self.kept_for(0.0))
+        if not lost or written.change is None:
+            return None
+        state = written.state
+        told = signals.Lost(
+            task=state.task,
+            id=state.id,
+            attempt=state.attempt,
+            worker=state.worker,
+            client_id=state.client_id,
+            losses=state.losses,
+            reason=state.reason,
+        )
+        self.send(signals.task_lost, state.task, lost=told)
+        return state
+
+    def queue_again(self, lost: TaskState, *, reason: str) -> bool:
+        """A message of a task that is LOST was sent again: PENDING, unless it has been taken up."""
+
+        def decide(state: TaskState) -> TaskState | None:
+            if state.state != LOST or state.attempt != lost.attempt:
+                return None
+            return changed(state, state="PENDING", reason=reason, queued_at=self.now())
+
+        return self.commit(lost.id, decide, ttl=self.kept_for(0.0)).change is not None
+
+    # --- what is asked of a task ------------------------------------------------------------
+
+    def ask(
+        self,
+        id: str,
+        what: str,
+        *,
+        reason: str = "",
+        by: str = "",
+        beside: BesideOf | None = None,
+    ) -> Answered:
+        """Ask the task to end (``cancel``), or to wait until it is resumed (``pause``).
+
+        A run sees it at its next state call: it need not read for that, for its next write loses
+        its race. A task that is not running and is cancelled ends at once, as REVOKED.
+
+        Args:
+            reason: why, in words; cut like every reason.
+            by: who asks.
+            beside: what Celery keeps of it, written together with an end.
+
+        Raises:
+            UnknownTask: no record knows the id.
+            InvalidInput: ``what`` may not be asked, ``reason`` is no text, ``by`` no short one.
+        """
+        if what not in WHAT:
+            raise InvalidInput("nothing to ask", "what", what, " or ".join(WHAT))
+        if not isinstance(reason, str):
+            raise InvalidInput("reason is no text", "reason", reason, "a str")
+        reason = cut_text(reason, self.store.limits.message_bytes)
+        asked = Asked(what=what, reason=reason, by=check_actor(by), at=self.now())
+        answer: Answer = "asked"
+
+        def decide(state: TaskState) -> TaskState | None:
+            nonlocal answer
+            _check_known(state)
+            answer = _answer(state, what)
+            if answer == "revoked":
+                ended = self.resting_or_ended(state, "REVOKED", reason, None, None)
+                return changed(ended, asked=asked)
+            return changed(state, asked=asked) if answer == "asked" else None
+
+        written = self.commit(
+            id,
+            decide,
+            ttl=self._kept_waiting,
+            beside=beside and (lambda state: beside(state) if state.final else None),
+            urgent=True,
+        )
+        return Answered(answer, written.state)
+
+    def resume(self, id: str, *, by: str = "") -> Answered:
+        """Let a paused task go on; one that was paused and has not begun is not held any more.
+
+        Raises:
+            UnknownTask: no record knows the id.
+            InvalidInput: ``by`` is no short text.
+        """
+        check_actor(by)
+        answer: Answer = "resumed"
+
+        def decide(state: TaskState) -> TaskState | None:
+            nonlocal answer
+            _check_known(state)
+            if _is_over(state):
+                answer = "ended"
+            elif state.asked is None or state.asked.what != PAUSE:
+                answer = "not paused"
+            else:
+                answer = "resumed"
+                return changed(state, asked=None)
+            return None
+
+        written = self.commit(id, decide, ttl=self._kept_waiting, urgent=True)
+        if answer == "resumed":
+            logger.info("%s[%s] is resumed%s", written.state.task, brief(id), by and f" by {by}")
+        return Answered(answer, written.state)
+
+    def take_cancelled(self, id: str) -> TaskState | None:
+        """All that hangs on a cancelled task is told: after its run, or when its message has come.
+
+        Returns:
+            Its state, to the first who asks; None to all others, and of any other task.
+        """
+        taken = False
+
+        def decide(state: TaskState) -> TaskState | None:
+            nonlocal taken
+            taken = state.awaits_message and not state.forgotten and state.asked is not None
+            if not taken or state.asked is None:
+                return None
+            return changed(state, asked=replace(state.asked, seen=True))
+
+        written = self.commit(id, decide, ttl=self.kept_for(0.0))
+        return written.state if taken else None
+
+    def _kept_waiting(self, state: TaskState) -> float | None:
+        return None if state.running else self.kept_for((state.due_at or 0.0) - self.now())
+
     # --- the write --------------------------------------------------------------------------
 
     def kept_for(self, seconds: float) -> float | None:
+        """Seconds for which a record is kept that nobody works on for ``seconds`` from now."""
         return None if self.expires is None else self.expires + max(seconds, 0.0)
 
     def resting_or_ended(
@@ -235,6 +433,7 @@ class Tracker:
         error: Mapping[str, str] | None,
         due_at: float | None,
     ) -> TaskState:
+        """What ``state`` becomes in an end, or a resting place."""
         final = to_state in ENDS
         limit = self.store.limits.message_bytes
         return changed(
@@ -245,6 +444,10 @@ class Tracker:
             due_at=to_microseconds(due_at),
             ended_at=self.now() if final else None,
             final=final,
+            asked=left_of(state.asked, ends=final),
+            lease=None,
+            losses=state.losses if final else 0,
+            message="",
         )
 
     def commit(
@@ -255,7 +458,7 @@ class Tracker:
         held: Written | None = None,
         guess: Written | None = None,
         fresh: bool = False,
-        ttl: float | None = None,
+        ttl: float | TtlOf | None = None,
         detail: Mapping[str, Any] | None = None,
         beside: BesideOf | None = None,
         urgent: bool = False,
@@ -282,7 +485,7 @@ class Tracker:
         guess: Written | None,
         regressed: Callable[[Written, Record | None], None] | None,
         fresh: bool,  # noqa: FBT001 - passed on
-        ttl: float | None,
+        ttl: float | TtlOf | None,
         detail: Mapping[str, Any] | None,
         beside: BesideOf | None,
     ) -> Written:
@@ -315,7 +518,7 @@ class Tracker:
                 new.record,
                 expect=record,
                 changes=new.changes,
-                ttl=ttl,
+                ttl=ttl(new.state) if callable(ttl) else ttl,
                 labels=new.labels,
                 beside=None if beside is None else beside(new.state),
             ):
@@ -364,6 +567,8 @@ class Tracker:
             facts["error"] = after.error["type"]
         if after.due_at is not None:
             facts["due_at"] = after.due_at
+        if after.state == "REVOKED" and after.asked and after.asked.by:
+            facts["by"] = after.asked.by
         return changed(
             _NO_CHANGE,
             number=before.changes + 1,
@@ -386,6 +591,7 @@ class Tracker:
             signal.send(sender=task, **payload)
 
     def tell(self, change: Change) -> None:
+        """Tell who listens of a change that was written."""
         self.send(signals.state_changed, change.task, change=change)
         if self.observe is not None:
             try:
@@ -394,6 +600,35 @@ class Tracker:
                 raise
             except Exception:
                 logger.exception("on_state_change of %s raised", change.task)
+
+
+def check_actor(by: object) -> str:
+    """Return ``by`` if it may say who asks; "" says nothing.
+
+    Raises:
+        InvalidId: it is no printable ``str`` of at most 200 bytes.
+    """
+    return "" if by == "" else check_id(by, "by")
+
+
+def _check_known(state: TaskState) -> None:
+    if not state.known or state.forgotten:
+        raise UnknownTask(state.id, 0.0)
+
+
+def _is_over(state: TaskState) -> bool:
+    """Whether nothing more will come: an end, or ignored without another task in its place."""
+    return state.final or (state.state == "IGNORED" and not state.reason.startswith(REPLACED))
+
+
+def _answer(state: TaskState, what: str) -> Answer:
+    if _is_over(state):
+        return "ended"
+    if what == CANCEL and not state.running:
+        return "revoked"
+    if state.asked is not None and state.asked.what in (what, CANCEL):
+        return "again"
+    return "asked"
 
 
 def to_microseconds(at: float | None) -> float | None:

@@ -19,8 +19,10 @@ from celery_statekit.errors import (
     UnknownTask,
     WatchTimeout,
 )
+from celery_statekit.frozen import changed
+from celery_statekit.leases import lease_ended, seconds_left
 from celery_statekit.record import REPLACED, Record, TaskState, task_key
-from celery_statekit.states import NAME_LENGTH, WAITING, Flow
+from celery_statekit.states import LOST, NAME_LENGTH, WAITING, Flow
 from celery_statekit.stores.base import Store
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ Until: TypeAlias = "str | Enum | Collection[str | Enum] | Callable[[TaskState], 
 
 #: Seconds between two questions to Celery about a task that is waiting, or that has no record.
 CELERY_INTERVAL: Final = 2.0
+#: The same about a run that was found to be gone: it may come back.
+LOOK: Final = 1.0
 
 
 class Follow(Generic[View]):
@@ -71,13 +75,17 @@ class Follow(Generic[View]):
 
 
 class _FollowTask(Follow[TaskState]):
-    """Also asks Celery's result backend where there is no record, or one that says waiting."""
+    """Also asks who is alive, and Celery where no record, or none of a live run, says more."""
 
     def __init__(self, watcher: Watcher, id: str, after: int) -> None:
         super().__init__(watcher.store, watcher.key(id), TaskState.from_record, after)
         self._ask = watcher.ask
         self._id = id
         self._asked = float("-inf")
+        #: Until when the run is known to be alive, or need not be asked about.
+        self._alive = float("-inf")
+        #: The state that the record says, where its run is found to be gone.
+        self._gone: TaskState | None = None
         self.last = TaskState(id=id)
 
     def news(self) -> TaskState | None:
@@ -92,14 +100,40 @@ class _FollowTask(Follow[TaskState]):
             self._went_back(0)
         new = record is not None and self._is_new(record)
         if record is not None and (new or self.last.source != "record"):
-            self.last = TaskState.from_record(record)
-        if new:
+            self.last, self._gone = TaskState.from_record(record), None
+        seen = self.last
+        if (self._gone or self.last).running:
+            self._look()
+        if new or self.last is not seen:
             return self.last
         if self.last.state in WAITING:
             state = self._from_celery()
             self.last = state or self.last
             return state
         return None
+
+    def _look(self) -> None:
+        """The record says that a run goes on: see whether it does, when that may have changed."""
+        now = time.monotonic()
+        if now < self._alive:
+            return
+        state = self._gone or self.last
+        left = seconds_left(self._store, self._key, state)
+        if left == 0.0:
+            self._alive = now + LOOK
+            if self._gone is None:
+                self._gone = state
+                reason = lease_ended(state)
+                self.last = self._end_in_celery() or changed(state, state=LOST, reason=reason)
+            return
+        self._alive = float("inf") if left is None else now + left
+        if self._gone is not None:
+            self.last, self._gone = self._gone, None
+
+    def _end_in_celery(self) -> TaskState | None:
+        self._asked = float("-inf")
+        state = self._from_celery()
+        return state if state is not None and state.final else None
 
     def _from_celery(self) -> TaskState | None:
         now = time.monotonic()

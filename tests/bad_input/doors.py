@@ -483,6 +483,23 @@ def watcher_watch(place: Place, check: Check) -> None:
     check(lambda given: list(islice(watcher.watch(**{"id": "t-1", **given}), 1)), place.rows)
 
 
+@door(stores=True)
+def asked_of_a_task(place: Place, check: Check) -> None:
+    tracker = Tracker(place.store)
+    attempt = Attempt.of(tracker, "t-1", "run", Flow.of(OrderStates))
+    attempt.claim()
+    check(lambda given: tracker.ask(**{"id": "t-1", "what": "cancel", **given}), place.rows)
+
+
+@door(stores=True)
+def resumed(place: Place, check: Check) -> None:
+    tracker = Tracker(place.store)
+    attempt = Attempt.of(tracker, "t-1", "run", Flow.of(OrderStates))
+    attempt.claim()
+    tracker.ask("t-1", "pause")
+    check(lambda given: tracker.resume(**{"id": "t-1", **given}), place.rows)
+
+
 @door()
 def client_of_a_task(place: Place, check: Check) -> None:
     @place.app.task(base=StatefulTask, name="run")

@@ -123,6 +123,10 @@ def _facts() -> dict[type[StatekitError], tuple[Any, ...]]:
     made = {
         errors.IllegalTransition: ("task", "id", "A", "B", ("C",) * 2000, "because\n" * 2000),
         errors.StaleAttempt: ("task", "id", 1, 2),
+        errors.AlreadyRunning: ("task", "id", 1, 2, "celery@a\n:1", 0.5),
+        errors.TaskLost: ("task", "id", 1, "celery@a\n:1" * 2000),
+        errors.PoisonTask: ("task", "id", 1, "celery@a\n:1" * 2000, 3),
+        errors.Cancelled: ("task", "id", "because\n" * 2000, "ada"),
         errors.ContentionTimeout: ("key", 3, 0.5),
         errors.LeaseLost: ("key", 0.5),
         errors.UnknownTask: ("id", 0.5),

@@ -149,3 +149,46 @@ def test_a_plugin_costs_other_commands_nothing():
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert ended.stdout.strip() == "['celery_statekit', 'celery_statekit.cli']"
+
+
+HIDDEN = """
+    import sys
+
+    class Hides:
+        def find_spec(self, name, path=None, target=None):
+            if name.partition(".")[0] == "{package}":
+                raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+    sys.meta_path.insert(0, Hides())
+    from celery import Celery
+
+    app = Celery("shop", broker="{url}", backend="{backend}")
+    app.conf.statekit_store = "sqlite:///states.db"
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "url", "backend", "extra"),
+    [
+        ("redis", "redis://localhost", "redis://localhost", "redis"),
+        ("redis", "sentinel://localhost", "rediss://localhost", "redis"),
+        ("sqlalchemy", "sqla+sqlite:///broker.db", "db+sqlite:///results.db", "sql"),
+        (
+            "psycopg",
+            "sqla+postgresql+psycopg://localhost",
+            "db+postgresql+psycopg://localhost",
+            "postgresql",
+        ),
+        ("pymysql", "sqla+mysql+pymysql://localhost", "db+mysql+pymysql://localhost", "mysql"),
+    ],
+)
+def test_what_is_not_installed_is_not_mended_by_a_url(doctor, package, url, backend, extra):
+    """Of broker and results it says which package is missing, and which extra installs it."""
+    ended = doctor(HIDDEN.format(package=package, url=url, backend=backend), "--json")
+
+    found = {each["name"]: each for each in json.loads(ended.stdout)["findings"]}
+    for name in ("broker", "result_backend"):
+        assert found[name]["level"] == "must change"
+        assert found[name]["found"].endswith(f"the package {package} is not installed")
+        assert found[name]["change"] == f"pip install celery-statekit[{extra}]"
+    assert ended.returncode == 1

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from tests.pages import CARRIED_OUT, Page, Reader
 
+from celery_statekit import open_store
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 TUTORIAL = "tutorial.md"
@@ -45,6 +47,20 @@ def test_the_tutorial_shows_a_line_that_moves(tmp_path: Path) -> None:
     counts = [int(count) for count in re.findall(r"SAVING (\d+)/100 \(", line)]
     assert any(0 < count < 100 for count in counts)
     assert counts == sorted(counts)
+
+
+def test_the_tutorial_says_where_its_records_are(tmp_path: Path) -> None:
+    """In the file that the text names, and no other: it is SQLite's, and holds the task's record."""
+    page = Page(TUTORIAL)
+    named = re.search(r"SQLite\s+file\s+`([\w.]+)`", page.text)
+    assert named is not None
+
+    with Reader(tmp_path) as reader:
+        reader.carry_out(page)
+
+        store = open_store(f"sqlite:///{tmp_path}/{named[1]}")
+        assert store.count("statekit:task")["SUCCESS"] == 2
+        store.close()
 
 
 OWN_APP = """app = Celery("shop", broker="filesystem://")

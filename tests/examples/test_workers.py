@@ -119,6 +119,23 @@ def test_workers_end_with_a_story_that_is_killed(tell):
     wait_until_gone(groups)
 
 
+def test_nobody_else_is_killed_who_has_the_number_of_a_dead_worker(tmp_path, monkeypatch):
+    """A number is given away again as soon as its process was waited for."""
+    monkeypatch.syspath_prepend(ROOT)
+    from examples.workers import Worker
+
+    dead = Worker("worker1@classroom", [sys.executable, "-c", ""], tmp_path / "log")
+    dead.wait_until_dead()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE,
+                          start_new_session=True) as stranger:  # fmt: skip
+        dead.process.pid = stranger.pid
+
+        dead.kill()
+        stranger.communicate(b"\n", timeout=PATIENCE)
+
+    assert stranger.returncode == 0
+
+
 def test_a_worker_that_does_not_come_up_shows_why(tell):
     """The log of a worker that ends before it is ready is shown."""
     story = tell(

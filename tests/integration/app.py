@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from celery import Celery
 
-from celery_statekit import setup
+from celery_statekit import listeners, setup
 
 imports = None
 
 app = Celery("celery_test_app")
 config = None
 
+listeners.PATIENCE = 45.0  # however busy the machine is, a step of a canvas is PENDING at first
 app.config_from_object(config)
 setup(app)
 add_tasks(app)  # noqa: F821 - it is imported in place of imports

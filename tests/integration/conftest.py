@@ -27,11 +27,12 @@ from pytest_celery import (
 from pytest_docker_tools import build, container, fxtr, network
 from tests.servers import free_port
 
+from celery_statekit import listeners
 from celery_statekit.settings import Settings
 
 from . import shop
 from .engine import images, open_engine
-from .nodes import Postgres, PostgresContainer, RabbitMQ, Setup, Worker, WorkerContainer
+from .nodes import PATIENCE, Postgres, PostgresContainer, RabbitMQ, Setup, Worker, WorkerContainer
 from .places import REDIS_BROKER, REDIS_RESULTS
 
 # --- the engine ----------------------------------------------------------------------------------
@@ -216,9 +217,14 @@ def celery_setup_cls() -> type[Setup]:
 
 @pytest.fixture
 def celery_setup_app(
-    celery_setup_config: dict[str, Any], celery_setup_name: str, settings: dict[str, Any]
+    celery_setup_config: dict[str, Any],
+    celery_setup_name: str,
+    settings: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Celery]:
     """The app on the tests' side; upstream never closes it, and leaves it the current one."""
+    # However busy the machine is, PENDING is waited for: the tests count on it.
+    monkeypatch.setattr(listeners, "PATIENCE", PATIENCE)
     before = _state._tls.current_app, _state.default_app
     app = Setup.create_setup_app(celery_setup_config, celery_setup_name)
     # Workers get what was changed in an app, not what it was configured with.

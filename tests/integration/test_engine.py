@@ -102,6 +102,17 @@ def test_a_port_outlives_its_server(engine: DockerClient) -> None:
     assert places[0]["6379/tcp"][0]["HostPort"] == str(port)
 
 
+def test_a_worker_is_up_when_it_says_so(engine: DockerClient) -> None:
+    """After its start, and after each further one: what it said before does not count."""
+    says = "import time; time.sleep(0.5); print('worker ready.', flush=True); time.sleep(60)"
+    words = [sys.executable, "-c", says]
+
+    worker = engine.containers.run(images.WORKER["tag"], words, detach=True)
+    assert worker.logs().count(b" ready.") == 1
+    worker.restart(timeout=0)
+    assert worker.logs().count(b" ready.") == 2
+
+
 def test_what_docker_refuses_is_refused(engine: DockerClient) -> None:
     """A misspelt argument, an unknown image or container, a signal to what does not run."""
     with pytest.raises(TypeError, match="portz"):

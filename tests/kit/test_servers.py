@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from tests.servers import PATIENCE, Server, family
+from tests.servers import PATIENCE, MariaDBServer, PostgresServer, RedisServer, Server, family
 
 KINDS = ("own_redis", "own_postgres", "own_mariadb")
 
@@ -95,3 +95,29 @@ def test_it_does_not_outlive_a_run_that_is_killed(server: Server) -> None:
 
     wait_until(lambda: not any(map(alive, members)))
     wait_until(lambda: not Path(folder).exists())
+
+
+@pytest.mark.parametrize(
+    ("own", "kind", "outcome"),
+    [
+        ("own_redis", RedisServer, pytest.fail.Exception),
+        ("own_postgres", PostgresServer, pytest.fail.Exception),
+        ("own_mariadb", MariaDBServer, pytest.skip.Exception),
+    ],
+)
+def test_where_ci_has_no_such_server(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    own: str,
+    kind: type[Server],
+    outcome: type[BaseException],
+) -> None:
+    """Its tests fail; those of MariaDB are skipped, and say what is not tested then."""
+    monkeypatch.setenv("CI", "true")
+    monkeypatch.setattr(kind, "programs", ("no-such-server",))
+
+    with pytest.raises(outcome, match="no-such-server is not installed") as missing:
+        request.getfixturevalue(own)()
+
+    if kind is MariaDBServer:
+        assert "MySQLStore is not tested on MariaDB here" in str(missing.value)

@@ -129,12 +129,14 @@ def send_ours(ids: dict[str, str]) -> dict[str, Any]:
     told = {"standing": pack.state, "standing_row": row(pack.id)}
     PLACE.mark("seen").touch()
     finish(pack.id)
-    ids["overtaken"] = app.tasks["shop.overtaken"].delay().id
-    finish(ids["overtaken"], 2)
+    ids["twice"] = app.tasks["shop.twice"].delay().id
+    finish(ids["twice"])  # of the second delivery
+    PLACE.mark("put-off").touch()
     again = app.tasks["shop.succeed"].delay()
     ids["again"] = again.id
     finish(again.id)
     wait_until(again.ready, "the result of the first delivery")
+    told["again_row"] = row(again.id)
     app.tasks["shop.succeed"].apply_async(task_id=again.id)
     finish(again.id, 2)
     return told
@@ -180,6 +182,7 @@ def row(id: str) -> dict[str, Any] | None:
         "result": json.loads(found.result) if found.result else None,
         "traceback": bool(found.traceback),
         "worker": bool(found.worker),
+        "done": found.date_done.isoformat(),
     }
 
 
@@ -214,6 +217,8 @@ def main() -> None:
     send_all(ids)
     ours = send_ours(ids) if PLACE.with_statekit else {}
     once = send_once(ids)
+    if PLACE.with_statekit:
+        finish(ids["twice"], 3)
     wait_until(lambda: monitor.ended(ids["alone_failed_again"]), "the last event")
     report = {
         **ours,

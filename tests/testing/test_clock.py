@@ -135,6 +135,34 @@ def test_what_was_made_before_follows_it_too():
     app.close()
 
 
+def test_what_was_made_within_does_not_follow_it_afterwards():
+    """An app that is first used in the block, eagerly or for its results, and clients."""
+    app = Celery("first", broker="memory://", set_as_current=False)
+
+    @app.task(bind=True, base=StatefulTask, states=Import, shared=False)
+    def load(self):
+        self.enter(Import.READING)
+
+    with FrozenClock(START).frozen() as clock:
+        orders = Clients(MemoryStore(None), ClientState)
+        with FrozenClock(5).frozen():
+            queued_within = load.delay().task_state
+        clock.advance(7)
+        during = load.apply().task_state
+        orders.create("c-1")
+        orders.update("c-1", lambda client: client.enter("IN_PROGRESS"))
+    after = load.apply().task_state
+    queued_after = load.delay().task_state
+    orders.update("c-1", lambda client: client.enter("SUCCESS"))
+
+    assert queued_within.queued_at == 5
+    assert (during.started_at, during.ended_at) == (START + 7, START + 7)
+    now = pytest.approx(time.time(), abs=3600)
+    assert (after.started_at, after.ended_at, queued_after.queued_at) == (now, now, now)
+    assert [change.at for change in orders.history("c-1")] == [START + 7, now]
+    app.close()
+
+
 def test_a_clock_within_another():
     """The inner one counts until it is left."""
     with FrozenClock(5).frozen() as outer:

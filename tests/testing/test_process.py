@@ -156,8 +156,16 @@ def test_its_environment_and_arguments(shop, stateful_worker_process):
 
 def test_a_worker_that_does_not_come_up(shop, stateful_worker_process):
     """It says why."""
-    with pytest.raises(RuntimeError, match=r"(?s)the worker did not come up; .*No such option"):
+    why = r"(?s)the worker did not come up: exit code 1; the last .*No such option"
+    with pytest.raises(RuntimeError, match=why):
         stateful_worker_process(APP, arguments=["--no-such-option"])
+
+
+def test_a_worker_that_does_not_come_up_in_time(shop, stateful_worker_process):
+    """It is killed, and how long was waited is told."""
+    why = r"the worker did not come up within 0\.01 s, and was killed; it printed nothing"
+    with pytest.raises(RuntimeError, match=why):
+        stateful_worker_process(APP, patience=0.01)
 
 
 def test_an_app_that_is_not_there(stateful_worker_process):
@@ -166,21 +174,32 @@ def test_an_app_that_is_not_there(stateful_worker_process):
         stateful_worker_process("no_such_shop:app")
 
 
-def test_a_worker_that_dies(shop, stateful_worker_process):
-    """Who waits for its task hears of it, with what it printed."""
+@pytest.mark.parametrize(("dies", "how"), [("die", "killed by SIGKILL"), ("leave", "exit code 3")])
+def test_a_worker_that_dies(shop, stateful_worker_process, dies, how):
+    """Who waits for its task hears of it, with how it ended and what it printed last."""
     worker = stateful_worker_process(APP)
-    result = shop.die.delay()
+    result = getattr(shop, dies).delay()
 
-    with pytest.raises(RuntimeError, match=r"(?s)the worker has ended before the end of .*shop"):
+    with pytest.raises(RuntimeError) as died:
         worker.wait(result)
+
+    first, *printed = str(died.value).splitlines()
+    assert first.startswith(f"the worker has ended ({how}) before the end of {result.id}; the last")
+    assert any(f"shop.{dies}" in line or dies in line for line in printed)
 
 
 def test_a_wait_in_vain(shop, stateful_worker_process):
-    """What does not happen in time is said, with what the worker printed."""
+    """What does not happen in time is said, with what the worker printed last, in whole lines."""
     worker = stateful_worker_process(APP)
+    with worker.log.open("a") as log:
+        log.writelines(f"line {n} {'x' * 200}\n" for n in range(100))
 
-    with pytest.raises(RuntimeError, match=r"in vain was waited for rain; the worker printed:"):
+    with pytest.raises(RuntimeError) as late:
         worker.until(lambda: False, 0.05, "rain")
+
+    first, *printed = str(late.value).splitlines()
+    assert first.startswith("in vain was waited for rain, for 0.05 s: the worker runs; the last")
+    assert printed == [f"line {n} {'x' * 200}" for n in range(60, 100)]
 
 
 # --- what is left of it --------------------------------------------------------------------------
@@ -201,6 +220,22 @@ def test_nothing_lives_longer_than_the_test(shop, pool, stateful_worker_process,
     assert "_connection" not in vars(shop.app)
     assert vars(shop.app).get("_statekit") is before.get("_statekit")
     worker.close()
+
+
+def test_the_number_of_a_worker_that_died_is_nobody_elses(shop, stateful_worker_process, until):
+    """Until it is ended: what is killed by that number is no stranger."""
+    worker = stateful_worker_process(APP)
+    pid = worker.pid
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not worker.running)
+
+    os.kill(pid, 0)
+    assert str(worker) == "<WorkerProcess of process_shop:app: ended>"
+
+    worker.kill()
+
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 TEST = """

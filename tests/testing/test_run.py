@@ -8,6 +8,7 @@ import threading
 import pytest
 from celery import Task, _state, chain, group, shared_task
 from celery.exceptions import Ignore, Retry
+from celery.signals import before_task_publish
 from kombu.exceptions import EncodeError
 
 from celery_statekit import Clients, ClientState, StatefulTask, States, signals, stateful, track
@@ -200,6 +201,66 @@ def test_what_cannot_be_sent_is_an_error_of_who_sends(app, stateful_run):
     with pytest.raises(InvalidId):
         stateful_run(load, 1, client="two\nlines")
     assert ran == []
+
+
+def test_an_argument_of_the_task_is_no_option(app, stateful_run):
+    """A keyword that Celery would drop is an error that says where it belongs; nothing was run."""
+    ran = []
+
+    @app.task(base=StatefulTask, name="shop.load", shared=False)
+    def load(path, skip=False):
+        ran.append((path, skip))
+
+    with pytest.raises(TypeError, match=r"shop\.load.* kwargs=\{'skip': True\}"):
+        stateful_run(load, "a", skip=True)
+    with pytest.raises(TypeError, match=r"kwargs=\{'lines': 2, 'skpi': True\}"):
+        stateful_run(load.s("a"), skpi=True, lines=2, priority=3)
+    assert ran == []
+
+    stateful_run(load, "a", kwargs={"skip": True})
+    assert ran == [("a", True)]
+
+
+def test_options_of_a_class_of_the_tasks_own(app, stateful_run):
+    """What its ``apply_async`` makes of them only it knows; an argument of the task is none."""
+
+    class Once(StatefulTask):
+        def apply_async(self, args=None, kwargs=None, **options):
+            asked.append(options.get("once"))
+            return super().apply_async(args, kwargs, **options)
+
+    asked = []
+
+    @app.task(base=Once, name="shop.load", shared=False)
+    def load(path, skip=False):
+        return [path, skip]
+
+    run = stateful_run(load, "a", once={"graceful": True})
+
+    assert (run.result, asked) == (["a", False], [{"graceful": True}])
+    with pytest.raises(TypeError, match=r"kwargs=\{'skip': True\}"):
+        stateful_run(load, "a", once={}, skip=True)
+
+
+def test_options_are_those_of_apply_async(app, stateful_run):
+    """Celery's own, AMQP's, stamps, and those of which a receiver makes something."""
+
+    @app.task(bind=True, base=StatefulTask, shared=False)
+    def load(self):
+        headers = self.request.headers
+        return [self.request.stamps, headers.get("shelf"), self.request.timelimit]
+
+    def move(sender, headers, properties, **_):
+        headers["shelf"] = properties.pop("shelf")
+
+    before_task_publish.connect(move, sender=load.name)
+    options = {"queue": "q", "expires": 60, "countdown": 1, "app_id": "me", "priority": 3}
+    run = stateful_run(
+        load, stamped_headers=["x"], x="y", shelf="7", soft_time_limit=3, shadow="z", **options
+    )
+    before_task_publish.disconnect(move, sender=load.name)
+
+    assert run.result == [{"x": "y"}, "7", [None, 3]]
 
 
 def test_a_result_that_cannot_be_sent_fails_the_task(does):
@@ -532,7 +593,11 @@ def test_nothing_is_heard_of_the_runs_before(app, stateful_run):
         ({"finished": 3}, "attempt"),
         ({"attempt": 2, "finished": -1}, "finished"),
         ({"attempt": 2, "finished": {"rows": 1.5}}, "finished"),
-        ({"client": 5}, "client_id"),
+        ({"client": 5}, "client"),
+        ({"client": [Order("o-1"), Order("o-2")]}, "client"),
+        ({"clients": Order("o-1")}, "clients"),
+        ({"clients": ["o-1"]}, "clients"),
+        ({"clients": None}, "clients"),
         ({"attempt": 2, "last_checkpoint": {1, 2}}, "checkpoint"),
         ({"client": Order("o-1"), "clients": [Order("o-1")]}, "clients"),
     ],
@@ -543,6 +608,14 @@ def test_what_cannot_be_is_refused(does, options, path):
         does(lambda self: pytest.fail("it ran"), **options)
 
     assert refusal.value.path == path
+
+
+def test_where_several_clients_go(does):
+    """Who gives them as one is told."""
+    with pytest.raises(InvalidInput, match=r"clients=\[\.\.\.\]"):
+        does(lambda self: pytest.fail("it ran"), client=[Order("o-1"), Order("o-2")])
+    with pytest.raises(InvalidInput, match="client="):
+        does(lambda self: pytest.fail("it ran"), clients=Order("o-1"))
 
 
 def test_only_stateful_tasks_are_run(app, stateful_run):

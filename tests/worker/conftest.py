@@ -118,6 +118,17 @@ def work(app: Celery, place: tuple[str, str]) -> Iterator[Callable[[], Any]]:
 
 
 @pytest.fixture
+def seems_lost(app: Celery) -> Callable[[Any], None]:
+    """The lease of a task's run has ended: the next delivery takes over, though the run lives."""
+
+    def lose(result: Any) -> None:
+        tracker = Settings.of(app).tracker
+        assert tracker.lose(result.id, lambda _: True, reason="it seems so") is not None
+
+    return lose
+
+
+@pytest.fixture
 def gate() -> Iterator[Callable[[], threading.Event]]:
     """Make events that tasks wait for; all are set at the test's end, so that no task hangs."""
     made: list[threading.Event] = []

@@ -490,7 +490,7 @@ def test_the_place_is_written_while_the_run_goes_on(app, work, gate, until):
 
 @pytest.mark.parametrize("place", ["threads-memory", "threads-sqlite"], indirect=True)
 def test_a_second_delivery_resumes_and_fences_the_first(
-    app, work, gate, ended, until, deliver_again
+    app, work, gate, ended, until, deliver_again, seems_lost
 ):
     """The older run's checkpoints and places are refused, and are not found by anybody."""
     stuck, go, done, raised = gate(), gate(), [], []
@@ -518,6 +518,7 @@ def test_a_second_delivery_resumes_and_fences_the_first(
     def second_waits(self, request):
         if next(begins) == 2:
             assert stuck.wait()
+            seems_lost(result)
         return original(self, request)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -213,7 +213,7 @@ threads = pytest.mark.parametrize("place", ["threads-memory", "threads-sqlite"],
 
 
 @pytest.fixture
-def takeover(app, work, gate, ended, until):
+def takeover(app, work, gate, ended, until, seems_lost):
     """Have a task run twice at the same time; the first goes on when the second has ended."""
 
     def run(body, *, task_options=None, **options):
@@ -239,6 +239,7 @@ def takeover(app, work, gate, ended, until):
         work()
         result = load.apply_async(**options)
         assert begun.wait()
+        seems_lost(result)
         load.apply_async(task_id=result.id, **options)
         ended(result)
         go.set()
@@ -248,7 +249,7 @@ def takeover(app, work, gate, ended, until):
     return run
 
 
-SECOND = ["PENDING", "STARTED", "STARTED", "SUCCESS"]
+SECOND = ["PENDING", "STARTED", "LOST", "STARTED", "SUCCESS"]
 
 
 @threads
@@ -400,7 +401,7 @@ def test_stale_run_cannot_swallow_its_fence(takeover, states_of, idle):
 
 
 @threads
-def test_run_that_was_taken_over_does_not_end_the_task(app, work, gate, ended, idle):
+def test_run_that_was_taken_over_does_not_end_the_task(app, work, gate, ended, idle, seems_lost):
     """While the newer run goes on, the older one returns, and the task has not ended."""
     first_begun, second_begun, first_left, go = gate(), gate(), gate(), gate()
 
@@ -419,6 +420,7 @@ def test_run_that_was_taken_over_does_not_end_the_task(app, work, gate, ended, i
     work()
     result = load.delay()
     assert first_begun.wait()
+    seems_lost(result)
     load.apply_async(task_id=result.id)
     assert first_left.wait()
     idle()

@@ -20,6 +20,7 @@ from celery import states
 from celery.exceptions import Retry, TaskRevokedError
 from kombu.utils.encoding import str_to_bytes
 
+from celery_statekit.asked import CANCEL, Asked
 from celery_statekit.attempt import Attempt
 from celery_statekit.backends.onewrite import Verdict, one_write, stored
 from celery_statekit.backends.standing import tell_standing
@@ -126,7 +127,9 @@ class GuardedBackend:
         state: str = states.FAILURE,
     ) -> None:
         """FAILURE, of a run or of one whose process is gone."""
-        facts = {"reason": sentence(exc), "error": error_facts(exc)}
+        facts: dict[str, Any] = {"reason": sentence(exc), "error": error_facts(exc)}
+        if state == states.REVOKED:
+            facts = {"reason": str(exc), "error": None}
         meta = (task_id, exc, state, traceback, request) if store_result else None
         mark = partial(
             self._backend.mark_as_failure,
@@ -138,6 +141,8 @@ class GuardedBackend:
             call_errbacks=call_errbacks,
             state=state,
         )
+        if state == states.REVOKED:
+            mark = partial(self._mark_cancelled, request, task_id, mark)
         if not _is_run(request):
             meant = run_of(self._task, request, exc)
             verdict = self._end_from_outside(request, meta, task_id, state, meant=meant, **facts)
@@ -161,14 +166,49 @@ class GuardedBackend:
     ) -> None:
         """REVOKED before it began, or ended with its process."""
         meant: Callable[[TaskState], bool] = no_run
+        mark = partial(self._backend.mark_as_revoked, task_id, reason, request, store_result, state)
         if reason == "terminated":
             meant = run_of(self._task, request, Terminated(reason))
+            cancelled = self._cancel_of(task_id)
+            if cancelled is not None:
+                # By ``cancel(hard=True)``: all that hangs on it ends too.
+                reason = cancelled.reason or reason
+                told = partial(
+                    self._backend.mark_as_failure,
+                    task_id,
+                    TaskRevokedError(reason),
+                    request=request,
+                    store_result=store_result,
+                    state=state,
+                )
+                mark = partial(self._mark_cancelled, request, task_id, told)
         meta = (task_id, TaskRevokedError(reason), state, None, request) if store_result else None
         verdict = self._end_from_outside(
             request, meta, task_id, state, reason=str(reason), meant=meant
         )
-        mark = self._backend.mark_as_revoked
-        self._report(verdict, task_id, partial(mark, task_id, reason, request, store_result, state))
+        self._report(verdict, task_id, mark)
+
+    def _mark_cancelled(self, request: Any, task_id: str, mark: Callable[[], object]) -> None:
+        """Have Celery tell all that hangs on a cancelled task; then nobody else need."""
+        mark()
+        settings = Settings.of(self._task.app)
+        eager = bool(getattr(request, "is_eager", False))
+
+        def write() -> None:
+            settings.tracker_of(eager=eager).take_cancelled(task_id)
+
+        flusher().call(write, PATIENCE, insists=True)
+
+    def _cancel_of(self, task_id: str) -> Asked | None:
+        """The cancel that was asked of a run, where the store says it in a moment."""
+        found: list[Asked | None] = []
+
+        def read() -> None:
+            found.append(Settings.of(self._task.app).tracker.read(task_id).asked)
+
+        flusher().call(read, PATIENCE)
+        asked = found[0] if found else None
+        return asked if asked is not None and asked.what == CANCEL else None
 
     def mark_as_retry(
         self,
@@ -186,6 +226,10 @@ class GuardedBackend:
                 return None  # stored before the message was sent
             verdict = self._settled(request, partial(self._confirm, request))
         else:
+            if isinstance(exc, Retry) and not self._task.acks_late:
+                # A worker that ends gives up a run whose message was acknowledged: it is LOST, for
+                # nothing comes again (celery 5.7 worker/request.py:446).
+                return None
             cause = exc.exc if isinstance(exc, Retry) and exc.exc else exc
             verdict = self._end_from_outside(
                 request,

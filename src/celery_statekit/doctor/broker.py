@@ -8,6 +8,7 @@ from typing import Final
 from celery import Celery
 
 from celery_statekit.derived import broker_url
+from celery_statekit.doctor.extras import lacking
 from celery_statekit.doctor.finding import REACH, Finding, line
 from celery_statekit.doctor.results import limit_of
 from celery_statekit.errors import sentence
@@ -32,7 +33,9 @@ def broker(app: Celery) -> Iterator[Finding]:
     elif url.startswith("memory:"):
         yield Finding.warning("broker", "memory:// reaches this process alone", instead)
     else:
-        yield _answer(app, f"{url.partition(':')[0] or 'amqp'}://", instead)
+        # What is not installed is not mended by another URL.
+        scheme = f"{url.partition(':')[0] or 'amqp'}://"
+        yield from [*lacking("broker", url)] or [_answer(app, scheme, instead)]
 
 
 def _answer(app: Celery, scheme: str, instead: str) -> Finding:

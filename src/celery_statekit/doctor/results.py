@@ -10,6 +10,7 @@ from typing import Final
 from celery import Celery, Task
 
 from celery_statekit.derived import backend_url, broker_url
+from celery_statekit.doctor.extras import lacking
 from celery_statekit.doctor.finding import REACH, Finding, line
 from celery_statekit.errors import InvalidSetting, sentence
 from celery_statekit.settings import check_seconds, expires_after
@@ -36,7 +37,8 @@ def result_backend(app: Celery) -> Iterator[Finding]:
         found = "SQLite in memory has no tables when a result is stored"
         yield Finding.must("result_backend", found, line(app, "result_backend", "db+sqlite:///f"))
     else:
-        yield _answer(app, scheme, instead)
+        # What is not installed is not mended by another URL.
+        yield from [*lacking("result_backend", url)] or [_answer(app, scheme, instead)]
 
 
 def _answer(app: Celery, scheme: str, instead: str) -> Finding:

@@ -35,6 +35,7 @@ class Place:
     #: A folder for messages, results and records; None: the servers that the app names.
     folder: str | None
     progress_interval: float
+    lease: float
 
     def to_json(self) -> str:
         """For the worker's process."""
@@ -61,6 +62,7 @@ class Place:
                 make_backend=lambda app: FolderResults(app, folder=folder / "results"),
                 make_store=make_store,
                 progress_interval=self.progress_interval,
+                lease=self.lease,
             )
         )
 

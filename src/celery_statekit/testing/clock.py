@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
@@ -77,8 +78,9 @@ class FrozenClock:
         """Within the block this clock counts, for all apps of the process."""
         with ExitStack() as stack:
             defaults: tuple[tuple[type, str, Callable[[], float]], ...] = (
-                (Tracker, "now", self.time),
-                (Clients, "now", self.time),
+                (Tracker, "now", _now),
+                (Clients, "now", _now),
+                # Of one run: its series goes by one clock to its end.
                 (Reporter, "clock", self.monotonic),
             )
             for made, name, clock in defaults:
@@ -89,6 +91,12 @@ class FrozenClock:
             _running.append(self)
             stack.callback(_running.remove, self)
             yield self
+
+
+def _now() -> float:
+    """What counts now: what was made within a block lives longer than it."""
+    clock = FrozenClock.running()
+    return time.time() if clock is None else clock.time()
 
 
 def _trackers() -> Iterator[Tracker]:

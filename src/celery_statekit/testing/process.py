@@ -27,6 +27,10 @@ GONE: Final = 2.0
 POLL: Final = 0.01
 #: Seconds between two writes of progress, and two reads of who watches.
 INTERVAL: Final = 0.02
+#: Seconds after which the task of a worker that was killed may go on elsewhere.
+LEASE: Final = 3.0
+#: How many lines of what it printed stand in an error.
+_SHOWN: Final = 40
 
 
 class WorkerProcess:
@@ -72,16 +76,17 @@ class WorkerProcess:
     @property
     def running(self) -> bool:
         """Whether its main process lives."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and _exit_code(self._process) is None
 
     def start(self) -> None:
         """Start it, and wait until it takes tasks; nothing happens where it runs.
 
         Raises:
-            RuntimeError: it did not come up; with what it printed.
+            RuntimeError: it did not come up; with how it ended and what it printed last.
         """
         if self.running:
             return
+        self._end()  # of one that died children may be left
         self._ready.unlink(missing_ok=True)
         command = [sys.executable, "-m", "celery_statekit.testing.bootstrap"]
         command += [self._place.to_json(), str(self._ready), *self._arguments]
@@ -102,17 +107,22 @@ class WorkerProcess:
             )
         deadline = time.monotonic() + self.patience
         while not self._ready.exists():
-            if not self.running or time.monotonic() > deadline:
+            if not self.running:
+                how = self._ending()
                 self.kill()
-                self._fail("the worker did not come up")
+                self._fail(f"the worker did not come up: {how}")
+            if time.monotonic() > deadline:
+                self.kill()
+                self._fail(f"the worker did not come up within {self.patience:g} s, and was killed")
             time.sleep(POLL)
 
     def stop(self) -> None:
         """End it in order: it ends the tasks that it runs; after ``patience`` it is killed."""
         if self.running:
-            self._send(signal.SIGTERM)
-            with suppress(subprocess.TimeoutExpired):
-                self._wait(self.patience)
+            os.kill(self.pid, signal.SIGTERM)
+            deadline = time.monotonic() + self.patience
+            while time.monotonic() < deadline and self.running:
+                time.sleep(POLL)
         self._end()
 
     def kill(self) -> None:
@@ -131,7 +141,7 @@ class WorkerProcess:
 
         Raises:
             RuntimeError: the worker has died meanwhile, or the task has not ended in time; with
-                what the worker printed.
+                what the worker printed last.
         """
         ended: TaskState = self.until(
             lambda: self._ended(result), timeout, f"the end of {result.id}"
@@ -150,15 +160,16 @@ class WorkerProcess:
             RuntimeError: the worker has died meanwhile, or it has not happened in time; with what
                 the worker printed.
         """
-        deadline = time.monotonic() + (self.patience if timeout is None else timeout)
+        seconds = self.patience if timeout is None else timeout
+        deadline = time.monotonic() + seconds
         while True:
             ran = self.running
             if gave := happened():
                 return gave
             if not ran:
-                self._fail(f"the worker has ended before {what}")
+                self._fail(f"the worker has ended ({self._ending()}) before {what}")
             if time.monotonic() > deadline:
-                self._fail(f"in vain was waited for {what}")
+                self._fail(f"in vain was waited for {what}, for {seconds:g} s: the worker runs")
             time.sleep(POLL)
 
     def close(self) -> None:
@@ -176,33 +187,50 @@ class WorkerProcess:
         over = state.final and state.source == "record" and result.ready()
         return state if over else None
 
-    def _send(self, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, number)
-
-    def _wait(self, seconds: float) -> None:
-        assert self._process is not None
-        self._process.wait(seconds)
-
     def _end(self) -> None:
         """Nothing of it lives any more."""
         process = self._process
         if process is None or process.stdin is None or process.stdin.closed:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            # The last of its children may take a moment; one that nobody buries counts for ever.
-            deadline = time.monotonic() + GONE
-            while time.monotonic() < deadline:
-                os.killpg(process.pid, 0)
-                time.sleep(POLL)
+        if process.returncode is None:  # else its number may be a stranger's
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+                # Its children may take a moment; one that nobody buries counts for ever.
+                deadline = time.monotonic() + GONE
+                while time.monotonic() < deadline:
+                    os.killpg(process.pid, 0)
+                    time.sleep(POLL)
         process.wait()
         process.stdin.close()
 
+    def _ending(self) -> str:
+        """How its main process ended."""
+        code = None if self._process is None else _exit_code(self._process)
+        if code is None:
+            return "it was not started"
+        return f"exit code {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+
     def _fail(self, what: str) -> NoReturn:
-        printed = self.log.read_text("utf-8", "replace")[-4000:] if self.log.exists() else ""
-        raise RuntimeError(f"{what}; the worker printed:\n{printed}")
+        text = self.log.read_text("utf-8", "replace") if self.log.exists() else ""
+        printed = text.splitlines()[-_SHOWN:]
+        told = ["the last that it printed:", *printed] if printed else ["it printed nothing"]
+        raise RuntimeError("\n".join([f"{what}; {told[0]}", *told[1:]]))
+
+
+def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
+    """What it ended with, below 0 for a signal; None: it has not.
+
+    It is not waited for: until then its number, which is that of its group, is nobody else's.
+    """
+    # Without it (macOS before Python 3.13) the children of one that died are left alone.
+    if process.returncode is None and hasattr(os, "waitid"):
+        with suppress(ChildProcessError):
+            ended = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if ended is None:
+                return None
+            return ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+    return process.poll()
 
 
 class WorkerProcessStarter:
@@ -246,6 +274,7 @@ class WorkerProcessStarter:
             app=app,
             folder=None if own_servers else str(self._folder / "place"),
             progress_interval=INTERVAL,
+            lease=LEASE,
         )
         words = [f"--pool={pool}", f"--concurrency={concurrency}", "--loglevel=INFO"]
         words += [f"--hostname=worker{self._count}@test", "--without-gossip", "--without-mingle"]

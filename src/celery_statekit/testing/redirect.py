@@ -33,6 +33,7 @@ def redirected(
     make_backend: Callable[[Celery], Any],
     make_store: MakeStore,
     progress_interval: float | None = None,
+    lease: float | None = None,
 ) -> Iterator[Settings]:
     """Within the block the app sends, stores and records elsewhere; all else it does as ever.
 
@@ -43,6 +44,7 @@ def redirected(
         make_backend: makes the result backend of the app, and of each of its tasks.
         make_store: makes the store; it is closed at the end.
         progress_interval: seconds between two writes of progress; None: as the app has it.
+        lease: seconds for which a run counts as alive that says no more, at most; None: likewise.
 
     Raises:
         InvalidSetting: one of the app's ``statekit_*`` settings cannot be obeyed.
@@ -53,6 +55,8 @@ def redirected(
         values = settings.values
         if progress_interval is not None:
             values = replace(values, progress_interval=progress_interval)
+        if lease is not None:
+            values = replace(values, lease=min(values.lease, lease))
         limits = Limits(
             record_bytes=values.record_bytes,
             message_bytes=values.message_bytes,

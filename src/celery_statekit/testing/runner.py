@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,7 +18,7 @@ from celery_statekit.attempt import Attempt
 from celery_statekit.checkpoint import checked_value
 from celery_statekit.client import ClientState
 from celery_statekit.clients import Clients
-from celery_statekit.errors import InvalidInput
+from celery_statekit.errors import InvalidInput, brief
 from celery_statekit.record import Change, Limits, Record, TaskState
 from celery_statekit.settings import Settings, unwrapped
 from celery_statekit.stores.base import UNLABELLED, Labels
@@ -32,6 +33,11 @@ from celery_statekit.tracker import Tracker
 
 #: The worker that is said to run the task.
 HOSTNAME: Final = "celery@test"
+#: What a message has beside its headers, by AMQP 0-9-1; a broker drops the rest.
+_PROPERTIES: Final = frozenset({
+    "app_id", "cluster_id", "content_encoding", "content_type", "correlation_id", "delivery_mode",
+    "expiration", "message_id", "priority", "reply_to", "timestamp", "type", "user_id",
+})  # fmt: skip
 
 
 class _RecordingStore(MemoryStore):
@@ -100,7 +106,7 @@ class StatefulRunner:
 
         Raises:
             InvalidInput: one of these cannot be; nothing was run.
-            TypeError: the arguments do not fit the task.
+            TypeError: the arguments do not fit the task, or nobody takes one of the options.
             EncodeError: the arguments cannot be sent.
         """
         signature = task if isinstance(task, Signature) else None
@@ -109,7 +115,8 @@ class StatefulRunner:
         _check_count("attempt", attempt, 1)
         for items in named.values():
             _check_count("finished", items, 0)
-        stored = [*([client] if isinstance(client, ClientState) else []), *clients]
+        stored = _stored(client, clients)
+        given = tuple(options)
         if client is not None:
             options["client_id"] = getattr(client, "client_id", client)
         options.setdefault("task_id", str(uuid.uuid4()))
@@ -122,6 +129,7 @@ class StatefulRunner:
             run.begin_before(attempt, last_checkpoint, named, redelivered=redelivered)
             send = stateful.apply_async if signature is None else signature.apply_async
             send(args, dict(kwargs or {}), **options)
+            run.check_taken({name: options[name] for name in given}, kwargs or {})
             return run.carry_out(redelivered=redelivered)
 
 
@@ -130,16 +138,35 @@ def _check_count(path: str, value: object, least: int) -> None:
         raise InvalidInput("no count", path, value, f"an int of {least} or more")
 
 
+def _stored(client: object, clients: object) -> list[ClientState]:
+    """The clients that are in the store before the run."""
+    if client is not None and not isinstance(client, (ClientState, str)):
+        rule = "one ClientState or its id; others go in clients=[...]"
+        raise InvalidInput("no client", "client", client, rule)
+    others: list[Any] = [*clients] if isinstance(clients, Iterable) else [None]
+    if not all(isinstance(each, ClientState) for each in others):
+        rule = "a list of ClientState; the one whose task it is goes in client="
+        raise InvalidInput("no clients", "clients", clients, rule)
+    return [*([client] if isinstance(client, ClientState) else []), *others]
+
+
 def _as_raised(error: BaseException) -> BaseException:
     """``error``, whose traceback begins in the task's own code, if it came there."""
     at = error.__traceback__
-    while at is not None and _is_ours(at.tb_frame.f_globals):
+    while at is not None and _is_ours(at.tb_frame.f_globals.get("__name__")):
         at = at.tb_next
     return error if at is None else error.with_traceback(at)
 
 
-def _is_ours(namespace: Mapping[str, Any]) -> bool:
-    return str(namespace.get("__name__")).partition(".")[0] in {"celery", "celery_statekit"}
+def _has_options_of_its_own(task: type[StatefulTask]) -> bool:
+    """Whether a class of it sees what is given to ``apply_async``, and may leave it there."""
+    return any(
+        "apply_async" in vars(each) and not _is_ours(each.__module__) for each in task.__mro__
+    )
+
+
+def _is_ours(module: object) -> bool:
+    return str(module).partition(".")[0] in {"celery", "celery_statekit"}
 
 
 def _stateful(task: Any) -> StatefulTask:
@@ -212,12 +239,26 @@ class _Run:
                 before.leave("RETRY", reason="an earlier attempt")
         self.before = tracker.read(self.id).changes
 
+    def check_taken(self, options: Mapping[str, Any], kwargs: Mapping[str, Any]) -> None:
+        """Every option was one: what nobody takes is left among the message's properties.
+
+        Raises:
+            TypeError: one was none.
+        """
+        message = self._message()
+        left = [name for name in options if name in message.properties and name not in _PROPERTIES]
+        if _has_options_of_its_own(type(self.task)):
+            left = [name for name in left if name in inspect.signature(self.task.run).parameters]
+        if left:
+            meant = {**kwargs, **{name: options[name] for name in left}}
+            raise TypeError(
+                f"no option of apply_async(): {', '.join(left)}; "
+                f"keyword arguments of {self.task.name} go in kwargs={brief(meant)}"
+            )
+
     def carry_out(self, *, redelivered: bool) -> StatefulRun:
         """Take the message that was sent, and run it."""
-        message = next((sent for sent in self._messages() if sent.headers["id"] == self.id), None)
-        if message is None:
-            rule = "one that its apply_async() sends, by Celery's protocol 2"
-            raise InvalidInput("a task that was not sent", "task", self.task.name, rule)
+        message = self._message()
         message.delivery_info["redelivered"] = redelivered
         request = Request(message, app=self.app, hostname=HOSTNAME, task=self.task)
         context = {**request.request_dict, "loglevel": None, "logfile": None, "is_eager": False}
@@ -247,6 +288,14 @@ class _Run:
             _prefix=self.prefix,
             _returned=self._returned(returned),
         )
+
+    def _message(self) -> Any:
+        """The one that was sent to have it run."""
+        for sent in self._messages():
+            if sent.headers["id"] == self.id:
+                return sent
+        rule = "one that its apply_async() sends, by Celery's protocol 2"
+        raise InvalidInput("a task that was not sent", "task", self.task.name, rule)
 
     def _messages(self) -> list[Any]:
         return self.wire.messages(prepare_accept_content(self.app.conf.accept_content))

@@ -251,7 +251,7 @@ def until_stored_as(result: Any, state: str) -> None:
 
 
 def test_a_stale_run_of_a_chord_member_tells_nothing(
-    app: Celery, work: Any, gate: Any, until: Any, hear: Any
+    app: Celery, work: Any, gate: Any, until: Any, hear: Any, seems_lost: Any
 ) -> None:
     """Only the run that took over is counted; the stale one's success is none."""
     go, here = gate(), gate()
@@ -271,6 +271,7 @@ def test_a_stale_run_of_a_chord_member_tells_nothing(
     (child,) = result.parent.results
     here.wait()
     over = hear(signals.task_postrun)
+    seems_lost(child)
     Attempt.of(Settings.of(app).tracker, child.id, "member", member._flow).claim()
     go.set()
 

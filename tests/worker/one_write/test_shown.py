@@ -45,7 +45,9 @@ def test_a_state_that_waits_to_be_shown_is_written_with_the_record(
     assert alone == []
 
 
-def test_a_stale_run_shows_nothing(app: Celery, work: Any, gate: Any, until: Any) -> None:
+def test_a_stale_run_shows_nothing(
+    app: Celery, work: Any, gate: Any, until: Any, seems_lost: Any
+) -> None:
     """What it entered last is not shown over the run that took over; it is stopped."""
     entered, go, over = gate(), gate(), gate()
     app.conf.statekit_progress_interval = 0.2
@@ -65,6 +67,7 @@ def test_a_stale_run_shows_nothing(app: Celery, work: Any, gate: Any, until: Any
     work()
     result = load.delay()
     entered.wait()
+    seems_lost(result)
     Attempt.of(Settings.of(app).tracker, result.id, "load", load._flow).claim()
     report = next(iter(each for each in flusher()._watched if each.attempt.id == result.id))
     until(lambda: report.attempt.reporter._stopped is not None)
