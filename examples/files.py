@@ -140,3 +140,11 @@ class Transport(filesystem.Transport):
     """Takes the place of kombu's ``filesystem://``; see ``celeryconfig.py``."""
 
     Channel = Channel
+
+    def drain_events(  # type: ignore[override]
+        self, connection: Any, timeout: float | None = None
+    ) -> Any:
+        # Before 5.7 Celery acknowledges between two of these calls only, which take two seconds
+        # where nothing may come before that (celery 5.6 worker/loops.py:132).
+        full = any(not channel.qos.can_consume() for channel in self.channels)
+        return super().drain_events(connection, min(timeout, 0.1) if full and timeout else timeout)

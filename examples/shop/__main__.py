@@ -36,6 +36,7 @@ def accident(workers: Workers) -> None:
     order = orders.get("o-17")
     print(f"{doomed.name} was killed. The order: {order.state}, paid {order.paid}.")
     print(f"The charge: {charged.task_state.state}, not acknowledged.")
+    workers.wait_until_due()
     workers.start_many(2)
     print("Two other workers start, and it is delivered again:")
     shipped.get(timeout=30)

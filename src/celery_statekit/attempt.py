@@ -398,10 +398,10 @@ class Attempt:
             StaleAttempt, AttemptEnded, StoreError: as :meth:`enter`.
         """
         tracker = self.tracker
-        progress = self._progress()
+        kept: dict[str, Any] = {"progress": self._progress()}
 
         def decide(state: TaskState) -> TaskState:
-            state = changed(self._own(state, to_state), progress=progress)
+            state = changed(self._own(state, to_state), **kept)
             if to_state == "RETRY" and state.asked is not None and state.asked.what == CANCEL:
                 raise self._cancel(state.asked)
             if self.flow.allowed(state.state):
@@ -414,7 +414,12 @@ class Attempt:
         except InvalidInput:
             # Details too large to be kept must not keep the end from being recorded.
             logger.warning("the last progress of %s[%s] is not kept", self.task, brief(self.id))
-            progress = self._state.progress
+            kept["progress"] = self._state.progress
+        try:
+            return self._commit(decide, ttl=ttl, beside=beside)
+        except InvalidInput:
+            logger.warning("what %s[%s] has left is not kept", self.task, brief(self.id))
+            kept.update(progress=None, last_progress=None, checkpoint=None, asked=None)
             return self._commit(decide, ttl=ttl, beside=beside)
 
     def confirm(self, *, only_looks: bool = False) -> None:

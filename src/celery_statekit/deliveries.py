@@ -3,6 +3,7 @@
 A second delivery neither runs nor is dropped while a run is alive: it is sent again for later,
 with the same id. On Redis both deliveries share one tag, so that to acknowledge the second takes
 the broker's copy from the first (kombu 5.7 transport/redis.py); the new message stands in for it.
+So does one for what a stale run acknowledges, which may be its successor's.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ class StatefulRequest(Request):  # type: ignore[misc]
         exc = exc_info.exception
         exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
         if isinstance(exc, WorkerLostError) and (comes_again or sent_again):
-            self._lose(str(exc))
+            # Before the message is given back: who takes it finds the run lost, and need not wait.
+            self._lose(str(exc), PATIENCE)
         return super().on_failure(
             exc_info, send_failed_event=send_failed_event, return_ok=return_ok
         )
@@ -47,14 +48,15 @@ class StatefulRequest(Request):  # type: ignore[misc]
         # Where the pool cannot end a run, this raises, and the run goes on.
         cancelled = super().cancel(pool, *args, **options)
         if self.time_start:
-            self._lose(f"{self.hostname} has given up its runs")
+            # Not waited for: it is gevent's hub that calls this, which may not switch.
+            self._lose(f"{self.hostname} has given up its runs", 0.0)
         return cancelled
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: str, patience: float) -> None:
         if not getattr(self.task, "is_stateful", False):
             return
         owner = f"{self.hostname}:{self.worker_pid}"
-        flusher().call(partial(self._write_lost, owner, reason), PATIENCE, insists=True)
+        flusher().call(partial(self._write_lost, owner, reason), patience, insists=True)
 
     def _write_lost(self, owner: str, reason: str) -> None:
         def meant(state: TaskState) -> bool:

@@ -600,3 +600,32 @@ def test_what_a_policy_may_be(app):
     for wrong in ({"on_lost": "again"}, {"max_attempts": 0}, {"max_attempts": True}):
         with pytest.raises(InvalidDefinition):
             app.task(base=StatefulTask, name=f"wrong-{uuid.uuid4()}", **wrong)(does_nothing).run()
+
+
+def test_what_is_lost_and_cancelled_ends_at_once(queued, gone, until):
+    """Nobody is there to be asked, whether or not a sweep has said so."""
+    load, result = queued()
+    gone(load, result)
+    until(lambda: result.task_state.state == "LOST")
+    assert result.cancel("not needed any more", by="ada") is True
+    assert result.task_state.state == "REVOKED"
+    assert [change.to_state for change in result.history()] == [
+        "PENDING",
+        "STARTED",
+        "LOST",
+        "REVOKED",
+    ]
+
+
+def test_an_end_is_recorded_however_full_the_record_is(app, queued, gone):
+    """What the run has left behind goes before the end does."""
+    app.conf.update(statekit_record_bytes=4000)
+    load, result = queued()
+    run = gone(load, result)
+    run.checkpoint("c" * 900)
+    run.reporter.set(1, details={"d": "d" * 2300})
+    run.report()
+    run.leave("FAILURE", reason="r" * 1000, error={"type": "E", "message": "m" * 1000})
+    state = result.task_state
+    assert (state.state, state.progress, state.checkpoint) == ("FAILURE", None, None)
+    assert state.reason == "r" * 1000

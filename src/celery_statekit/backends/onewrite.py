@@ -81,6 +81,10 @@ class OneWrite(_Celerys):
     def compare_and_set(self, beside: Beside, current: bytes | str | None) -> bool:
         """Store and publish ``beside`` if ``current`` is still what is stored under its key."""
 
+    @abstractmethod
+    def chord_misses(self, request: Any) -> bool:
+        """Whether the chord of ``request`` waits for this member, and counts it once."""
+
     # --- beside a record ----------------------------------------------------------------------
 
     def reached_by(self, store: Store) -> bool:
@@ -313,8 +317,7 @@ class OneWrite(_Celerys):
 
     def report_standing(self, task_id: str, request: Any) -> None:
         """Tell the chord of a task that has ended how it ended, once more."""
-        # Before 5.7 Celery counts a chord's member as often as it is told of.
-        if not getattr(request, "chord", None) or CELERY < (5, 7):
+        if not getattr(request, "chord", None):
             return
         current = self.get(self.get_key_for_task(task_id))
         if current:
@@ -335,7 +338,8 @@ class OneWrite(_Celerys):
         return True
 
     def _tell_chord(self, request: Any, standing: dict[str, Any]) -> None:
-        if getattr(request, "chord", None) and CELERY >= (5, 7):
+        # Celery counts a member once from 5.7 on only.
+        if getattr(request, "chord", None) and (CELERY >= (5, 7) or self.chord_misses(request)):
             self.on_chord_part_return(request, standing["status"], standing["result"])
 
 

@@ -26,6 +26,7 @@ from celery_statekit.stores.base import (
     Labels,
     Leases,
     Notifies,
+    Renews,
     Store,
     WritesBeside,
     kind_of,
@@ -39,7 +40,8 @@ _NOTICE: Final = 2.0
 _READ_ONLY: Final = re.compile(r"read.?only", re.IGNORECASE)
 #: What a store may do beyond reading and writing, in words.
 _CAPABILITIES: Final[dict[type, str]] = {
-    Leases: "leases",
+    Leases: "leases of clients",
+    Renews: "leases of runs",
     Notifies: "notifications",
     Enumerates: "listings",
     WritesBeside: "one write with Celery's result",

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from celery_statekit.errors import InvalidSetting
 from celery_statekit.plain import shown
 from celery_statekit.record import Limits
-from celery_statekit.stores.base import Enumerates, Leases, Notifies, Store
+from celery_statekit.stores.base import Enumerates, Leases, Notifies, Renews, Store
 
 if TYPE_CHECKING:
     from celery_statekit.stores.memory import MemoryStore
@@ -31,6 +31,7 @@ __all__ = [
     "Notifies",
     "PostgreSQLStore",
     "RedisStore",
+    "Renews",
     "SQLiteStore",
     "Store",
     "open_store",
