@@ -442,7 +442,8 @@ class Attempt:
                 if not only_looks:
                     self._went_back(False, held, record)
             elif record is not None and not record.same(held.record):
-                self._take_asked(TaskState.from_record(record), "the end of the run")
+                wanted = "to go on" if only_looks else "the end of the run"
+                self._take_asked(TaskState.from_record(record), wanted)
 
     # --- what is asked of the run ------------------------------------------------------------
 

@@ -26,11 +26,13 @@ from celery import Celery
 from celery.exceptions import Ignore, Reject
 from celery_statekit import ClientState, States, setup, signals
 from celery_statekit.errors import IllegalTransition, StaleAttempt
+from celery_statekit.settings import Settings
 
 HERE = Path(__file__).parent
 app = setup(Celery("shop", broker="filesystem://"))
 app.conf.broker_transport_options = dict.fromkeys(("data_folder_in", "data_folder_out"), "queue")
 app.conf.statekit_progress_interval = 0.05
+app.conf.update(statekit_lease=2.0, statekit_lost_grace=0.5)
 
 
 def receiver(name):
@@ -46,7 +48,8 @@ def receiver(name):
 
 
 for name in (
-    "state_changed", "progressed", "transition_refused", "attempt_fenced", "client_changed",
+    "state_changed", "progressed", "transition_refused", "attempt_fenced", "task_lost",
+    "client_changed",
 ):
     getattr(signals, name).connect(receiver(name), weak=False)
 
@@ -114,6 +117,7 @@ def stopped():
 
 @app.task(bind=True)
 def stale(self):
+    Settings.of(app).tracker.lose(self.request.id, lambda _: True, reason="it seems so")
     newer.apply(task_id=self.request.id)
     try:
         self.enter("SOMEWHERE")
@@ -125,6 +129,18 @@ def stale(self):
 @app.task
 def newer():
     raise Ignore
+
+
+@app.task(acks_late=True, reject_on_worker_lost=True)
+def twice():
+    if not (HERE / "twice").exists():
+        (HERE / "twice").touch()
+        os.kill(os.getpid(), 9)
+
+
+@app.task
+def gone():
+    raise AssertionError
 """
 
 PUBLISHER: Final = """
@@ -132,12 +148,21 @@ import shop
 from shop import *
 
 from celery_statekit import Clients
+from celery_statekit.attempt import Attempt
+from celery_statekit.settings import Settings
 
 results = {
     task.name.removeprefix("shop."): task.delay()
     for task in (good, bad, again, ignored, requeued, killed, late, stopped, stale)
 }
 Clients(app, ClientState).create("c-2")
+results["twice"] = twice.delay()
+results["gone"] = gone.apply_async(queue="nobody")
+claimed = Attempt.of(
+    Settings.of(app).tracker, results["gone"].id, gone.name, gone._flow, worker="celery@gone:1"
+)
+claimed.claim()
+claimed.release()
 until((HERE / "stoppable").exists)
 app.control.revoke(results["stopped"].id, terminate=True)
 for name in ("good", "bad", "again", "killed", "late", "stopped"):
@@ -145,6 +170,8 @@ for name in ("good", "bad", "again", "killed", "late", "stopped"):
 results["ignored"].wait(until="IGNORED", timeout=30)
 results["requeued"].wait(until="REJECTED", timeout=30)
 until((HERE / "fenced").exists)
+results["twice"].wait(until=lambda state: state.final, timeout=30)
+results["gone"].wait(until=lambda state: state.final, timeout=30)
 """
 
 
@@ -174,6 +201,9 @@ PLACES: Final = {
     ("progressed", "shop.good", "-"): ("pool child", "statekit-teller"),
     ("transition_refused", "shop.good", "-"): ("pool child", "own"),
     ("attempt_fenced", "shop.stale", "-"): ("pool child", "own"),
+    ("task_lost", "shop.stale", "-"): ("pool child", "own"),
+    ("task_lost", "shop.twice", "-"): ("worker's main process", "statekit-flusher"),
+    ("task_lost", "shop.gone", "-"): ("worker's main process", "statekit-sweep"),
 }
 
 

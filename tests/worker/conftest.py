@@ -23,6 +23,7 @@ from kombu.transport import memory
 
 from celery_statekit import TaskState
 from celery_statekit.flusher import flusher
+from celery_statekit.leases import renewer
 from celery_statekit.settings import Settings
 
 #: Seconds after which a test gives up waiting for what should have happened long ago.
@@ -47,6 +48,7 @@ def _quick_and_clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     finalizers = set(_state._on_app_finalizers)
     yield
     forget_ends()
+    forget_leases()
     signals.setup_logging.disconnect(log_nothing_new)
     _state._tls.current_app = current
     _state.set_default_app(default)
@@ -62,6 +64,12 @@ def forget_ends() -> None:
     with background._wake:
         background._wake.wait_for(lambda: not background._calling, PATIENCE)
         background._insisted.clear()
+
+
+def forget_leases() -> None:
+    """Runs that the test claimed by hand are over: their store may be gone, and is asked no more."""
+    renewer()._held.clear()
+    renewer()._others.clear()
 
 
 @pytest.fixture(params=["solo-memory", "threads-sqlite"])

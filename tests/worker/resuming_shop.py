@@ -24,6 +24,7 @@ app.conf.update(
     result_backend_transport_options={"global_keyprefix": f"{name}:"},
     statekit_prefix=name[-40:],
     statekit_progress_interval=0.05,
+    statekit_lease=3.0,
     statekit_store=place["store"],
     task_acks_late=True,
     task_default_queue=name,
