@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from celery_statekit import Clients, ClientState, States
+from celery_statekit.attempt import Attempt
 from celery_statekit.breaker import Breaker
 from celery_statekit.clients import Actor
 from celery_statekit.errors import NoSuchClient, StoreError
@@ -16,7 +17,7 @@ from celery_statekit.record import TaskState
 from celery_statekit.states import Flow, task_flow
 from celery_statekit.stores import Store
 from celery_statekit.testing import FailsAt
-from celery_statekit.tracker import Attempt, Tracker
+from celery_statekit.tracker import Tracker
 
 
 class Loading(States):
