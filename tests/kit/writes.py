@@ -13,6 +13,7 @@ from celery_statekit.attempt import Attempt
 from celery_statekit.breaker import Breaker
 from celery_statekit.clients import Actor
 from celery_statekit.errors import NoSuchClient, StoreError
+from celery_statekit.posted import PostedTask
 from celery_statekit.record import TaskState
 from celery_statekit.states import Flow, task_flow
 from celery_statekit.stores import Store
@@ -130,7 +131,7 @@ def _queue(case: Case) -> None:
 def _post(case: Case) -> None:
     """As a publisher does it where the store can post; elsewhere it is :func:`_queue`."""
     case.tracker.read(case.id)  # from here on there is something to post by
-    posted = case.tracker.post(case.id, TASK)
+    posted = PostedTask.of(case.tracker, case.id, TASK)
     try:
         written = posted is not None and posted.is_written(5.0)
     except StoreError:
