@@ -78,19 +78,20 @@ class Case:
         progress = task.progress and (task.progress.current, task.progress.message)
         error = tuple((task.error or {}).items())
         moves = whole(self.store, tracker.key(self.id), task.changes, task.state)
+        asked = task.asked and (task.asked.what, task.asked.by)
+        seen = (
+            task.state, task.attempt, task.losses, progress, error, asked, task.forgotten, moves,
+        )  # fmt: skip
         clients = Clients(self.store, Basket, prefix=self.prefix)
         try:
             basket = clients.get(self.id)
         except NoSuchClient:
             assert clients.history(self.id) == []
-            return (task.state, task.attempt, progress, error, task.forgotten, moves, None)
+            return (*seen, None)
         client_moves = [(c.from_state, c.to_state) for c in clients.history(self.id)]
         if client_moves:
             assert client_moves[-1][1] == basket.state
-        return (
-            task.state, task.attempt, progress, error, task.forgotten, moves,
-            (basket.state, tuple(basket.items), tuple(client_moves)),
-        )  # fmt: skip
+        return (*seen, (basket.state, tuple(basket.items), tuple(client_moves)))
 
 
 def whole(store: Store, key: str, changes: int, state: str) -> tuple[tuple[str, str], ...]:
@@ -140,6 +141,14 @@ def _post(case: Case) -> None:
         _queue(case)
 
 
+def _lose(case: Case) -> None:
+    case.tracker.lose(case.id, lambda _: True, reason="by hand")
+
+
+def _queue_again(case: Case) -> None:
+    case.tracker.queue_again(case.tracker.read(case.id), reason="by hand")
+
+
 def _create(case: Case) -> None:
     case.clients.create(case.id)
 
@@ -186,6 +195,16 @@ WRITES = (
         "revoke a run",
         lambda case: case.tracker.end_from_outside(case.id, TASK, "REVOKED", reason="by hand"),
         RUNNING,
+    ),
+    Write("lose", _lose, RUNNING),
+    Write("queue again", _queue_again, (*RUNNING, _lose)),
+    Write("cancel", lambda case: case.tracker.ask(case.id, "cancel", by="ada"), (_queue,)),
+    Write("cancel a run", lambda case: case.tracker.ask(case.id, "cancel", by="ada"), RUNNING),
+    Write("pause", lambda case: case.tracker.ask(case.id, "pause", by="ada"), RUNNING),
+    Write(
+        "resume",
+        lambda case: case.tracker.resume(case.id),
+        (*RUNNING, lambda case: case.tracker.ask(case.id, "pause")),
     ),
     Write(
         "forget",
