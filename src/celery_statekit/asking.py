@@ -11,7 +11,7 @@ from celery.exceptions import TaskRevokedError
 from celery_statekit.asked import CANCEL, PAUSE
 from celery_statekit.backends.onewrite import one_write
 from celery_statekit.errors import brief
-from celery_statekit.leases import lease_ended, seconds_left
+from celery_statekit.leases import lease_ended, seconds_left, wait_for_renewal
 from celery_statekit.record import TaskState
 from celery_statekit.settings import Settings
 from celery_statekit.stores.base import Beside
@@ -46,8 +46,10 @@ def cancel(
     beside = None if one is None else revoked
     state = tracker.read(id)
     if state.running and seconds_left(tracker.store, tracker.key(id), state) == 0.0:
-        # Nobody is there to be asked.
-        tracker.lose(id, lambda now: now.version == state.version, reason=lease_ended(state))
+        wait_for_renewal(tracker.terms)
+        if seconds_left(tracker.store, tracker.key(id), state) == 0.0:
+            # Nobody is there to be asked.
+            tracker.lose(id, lambda now: now.version == state.version, reason=lease_ended(state))
     answered = tracker.ask(id, CANCEL, reason=reason, by=by, beside=beside)
     if answered.answer == "revoked" and one is None:
         _store_revoked(backend, answered.state)

@@ -74,6 +74,8 @@ class Attempt:
         #: By which it counts as alive; None: it holds none.
         self._lease: Lease | None = None
         self._most_losses: int | None = None
+        #: Whether what was to go before it has not come.
+        self._is_overdue = False
         #: Ends that its lease is renewed.
         self._drop: Callable[[], None] | None = None
         #: The cancel that the run was told of; None: of none.
@@ -97,6 +99,7 @@ class Attempt:
         queued: object = "",
         comes_again: bool = False,
         message: str = "",
+        retries: int = 0,
         most_losses: int | None = None,
     ) -> Attempt:
         """A run of the task that is about to begin; nothing is written before it is claimed.
@@ -104,6 +107,7 @@ class Attempt:
         Args:
             comes_again: whether the broker delivers the message again where the run is lost.
             message: what of it is needed then, as JSON text.
+            retries: how many runs before it have asked for another one.
             most_losses: how many runs of the task may be lost one after the other; None: any number.
             queued: what :meth:`Tracker.queue` has returned, where the message says it. It is a
                 guess: a task that has moved since is read.
@@ -114,8 +118,8 @@ class Attempt:
             key = ""  # of such a task nothing can be written; it runs all the same
         state = changed(NOBODY, id=id, task=task, worker=worker, client_id=client_id)
         begun = state
-        if comes_again or message:
-            begun = changed(state, comes_again=comes_again, message=message)
+        if comes_again or message or retries:
+            begun = changed(state, comes_again=comes_again, message=message, retries=retries)
         attempt = cls(tracker, flow, begun, as_queued(state, key, key and queued))
         attempt._most_losses = most_losses
         if key and tracker.terms is not None:
@@ -164,6 +168,9 @@ class Attempt:
                 except _Runs as other:
                     self._lose(other.state)
                     continue
+                except _Waits as other:
+                    self._wait_behind(other.state)
+                    continue
                 except (AttemptEnded, PoisonTask):
                     self.release()
                     raise
@@ -184,6 +191,8 @@ class Attempt:
             raise AttemptEnded(begun.task, begun.id, state.state)
         if lease is not None and state.running and state.lease is not None:
             raise _Runs(state)
+        if lease is not None and not self._is_overdue and _is_behind(begun, state):
+            raise _Waits(state)
         most = self._most_losses
         if state.state == LOST and most is not None and state.losses >= most:
             raise PoisonTask(begun.task, begun.id, state.attempt, state.worker, state.losses)
@@ -204,6 +213,7 @@ class Attempt:
             lease=None if lease is None else lease.terms.seconds,
             comes_again=begun.comes_again,
             message=begun.message,
+            retries=begun.retries,
         )
 
     def _lose(self, other: TaskState) -> None:
@@ -227,6 +237,23 @@ class Attempt:
                 other.task, other.id, self.number, other.attempt, other.worker, left
             )
         tracker.lose(self.id, lambda state: state.version == other.version, reason=reason)
+
+    def _wait_behind(self, other: TaskState) -> None:
+        """A run has left for another one, whose message is not this one: that goes first.
+
+        Raises:
+            AlreadyRunning: it may still come.
+        """
+        terms = self._lease and self._lease.terms
+        seconds = (other.due_at or 0.0) - (other.updated_at or 0.0) if other.due_at else 0.0
+        seconds = max(seconds, 0.0) + (terms.seconds if terms else 0.0)
+        left = self._left_of(changed(other, lease=seconds))
+        if left:
+            self.release()
+            raise AlreadyRunning(
+                other.task, other.id, self.number, other.attempt, other.worker, left
+            )
+        self._is_overdue = True  # it was never sent, or is lost
 
     def _left_of(self, other: TaskState) -> float:
         tracker = self.tracker
@@ -410,6 +437,22 @@ class Attempt:
 
         ttl = tracker.kept_for((due_at or 0.0) - tracker.now())
         try:
+            left = self._leave(decide, kept, ttl, beside)
+        except (StaleAttempt, AttemptEnded):
+            self.release()
+            raise
+        # Not before: what was sent for it, and its end, are still the run's.
+        self.release()
+        return left
+
+    def _leave(
+        self,
+        decide: Callable[[TaskState], TaskState],
+        kept: dict[str, Any],
+        ttl: float | None,
+        beside: BesideOf | None,
+    ) -> TaskState:
+        try:
             return self._commit(decide, ttl=ttl, beside=beside)
         except InvalidInput:
             # Details too large to be kept must not keep the end from being recorded.
@@ -453,8 +496,7 @@ class Attempt:
         Raises:
             StaleAttempt, AttemptEnded, StoreError: as :meth:`confirm`.
         """
-        if self._written is not None:
-            self.confirm(only_looks=True)
+        self.confirm(only_looks=True)
 
     def heed(self) -> None:
         """Wait while the run is paused. At its state calls, in its own thread.
@@ -638,7 +680,8 @@ class Attempt:
         if state.final:
             raise AttemptEnded(self.task, self.id, state.state)
         state = state if state.known else self._state
-        if state.state == LOST and self._state.running:
+        sent_again = state.state == "PENDING" and state.attempt == self.number
+        if (state.state == LOST or sent_again) and self._state.running:
             # It only seemed so: it goes on from where it was.
             terms = self._lease and self._lease.terms
             state = changed(
@@ -682,6 +725,19 @@ class _Runs(Exception):
     def __init__(self, state: TaskState) -> None:
         super().__init__(state.worker)
         self.state = state
+
+
+class _Waits(Exception):
+    """Another message of the task goes first."""
+
+    def __init__(self, state: TaskState) -> None:
+        super().__init__(state.state)
+        self.state = state
+
+
+def _is_behind(begun: TaskState, state: TaskState) -> bool:
+    """Whether the message is that of a run which has left for another one, and not its."""
+    return state.state == "RETRY" and begun.retries <= state.retries
 
 
 def _left_for(task: str, state: TaskState) -> Checkpoint | None:

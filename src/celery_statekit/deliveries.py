@@ -76,7 +76,8 @@ def wait_for_store(task: Any, request: Any, attempt: Attempt, away: StatekitErro
         Reject: as :func:`wait_for_turn`.
     """
     given, terms = request.delivery_info or {}, attempt.tracker.terms
-    if task.acks_late and given.get("redelivered") and terms is not None:
+    again = task.acks_late and given.get("redelivered")
+    if (again or (request.headers or {}).get(TURN)) and terms is not None:
         attempt.release()
         _send_for_later(task, request, terms.seconds, away)
         raise Ignore(str(away)) from away
@@ -113,6 +114,9 @@ def kept_of(task: Any, request: Any, limit: int) -> str:
     if request.is_eager or (task.acks_late and task.max_attempts is None):
         return ""
     whole = task.on_lost == "requeue" and not task.acks_late
+    if whole and (task.serializer or "json") != "json":
+        logger.warning("%s is not sent again if it is lost: it is not sent as JSON", task.name)
+        whole = False
     if not whole and not any(getattr(request, name, None) for name in _FOLLOWED):
         return ""
     kept: dict[str, Any] = {

@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import partial, wraps
 from typing import Any, Final
@@ -37,6 +38,7 @@ from celery_statekit.posted import PostedTask
 from celery_statekit.record import check_id
 from celery_statekit.settings import Settings
 from celery_statekit.signals import state_changed
+from celery_statekit.states import LOST
 from celery_statekit.sweep import Sweeper
 from celery_statekit.tracker import Tracker
 
@@ -269,13 +271,17 @@ def _leases_of_children(app: Celery) -> list[Lease]:
     from celery.worker import state as worker  # noqa: PLC0415 - a worker has it
 
     tracker, own = Settings.of(app).tracker, os.getpid()
-    return [
-        Lease(tracker.terms, tracker.key(request.id), f"{request.hostname}:{request.worker_pid}")
-        for request in [*worker.active_requests]
-        if tracker.terms is not None
-        and request.worker_pid not in (None, own)
-        and getattr(request.task, "is_stateful", False)
-    ]
+    terms = tracker.terms
+    if terms is None:
+        return []
+    leases = []
+    for request in [*worker.active_requests]:
+        if request.worker_pid in (None, own) or not getattr(request.task, "is_stateful", False):
+            continue
+        with suppress(InvalidId):  # of such a task there is no record
+            key, owner = tracker.key(request.id), f"{request.hostname}:{request.worker_pid}"
+            leases.append(Lease(terms, key, owner))
+    return leases
 
 
 @signals.task_unknown.connect(weak=False, dispatch_uid="celery_statekit.unknown")
@@ -305,7 +311,7 @@ def _never_runs(app: Celery | None, id: Any, exc: Any) -> None:
                 "FAILURE",
                 reason=sentence(exc),
                 error=error_facts(exc),
-                meant=lambda _: False,
+                meant=lambda now: now.state == LOST,
             )
 
     flusher().call(write, PATIENCE, insists=True)

@@ -258,6 +258,8 @@ class TaskState:
     lease: float | None = None
     #: Whether the broker delivers the message again where its run is lost.
     comes_again: bool = False
+    #: How many runs before the latest one asked for another one by a retry.
+    retries: int = 0
     #: How many runs were lost, one after the other.
     losses: int = 0
     #: What of the message is needed where its run is lost, as JSON text; "": nothing.
@@ -391,6 +393,7 @@ _TASK_FIELDS: Final[_Fields] = {
     "updated_at": ("updated", _moment),
     "lease": ("lease", _moment),
     "comes_again": ("again", _flag),
+    "retries": ("retries", _count),
     "losses": ("losses", _count),
     "message": ("message", _text),
     "changes": ("changes", _count),

@@ -13,6 +13,7 @@ from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import WorkerLostError
 from celery.worker.request import Request
 
+from celery_statekit.backends.guard import is_sent_again
 from celery_statekit.errors import StatekitError, brief
 from celery_statekit.flusher import PATIENCE, flusher
 from celery_statekit.record import TaskState
@@ -36,7 +37,9 @@ class StatefulRequest(Request):  # type: ignore[misc]
         sent_again = getattr(self.task, "retry_on_worker_lost", False)
         exc = exc_info.exception
         exc = exc.exc if isinstance(exc, ExceptionWithTraceback) else exc
-        if isinstance(exc, WorkerLostError) and (comes_again or sent_again):
+        if isinstance(exc, WorkerLostError) and (
+            comes_again or sent_again or is_sent_again(self.task)
+        ):
             # Before the message is given back: who takes it finds the run lost, and need not wait.
             self._lose(str(exc), PATIENCE)
         return super().on_failure(

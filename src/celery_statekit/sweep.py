@@ -90,7 +90,7 @@ class _Sweep:
         labels = store.count(kind)
         # First what was lost before: what is found now has its time of grace.
         for state in self._standing(store, kind, LOST, self._grace) if LOST in labels else ():
-            if not self._acts_on(state) and not state.comes_again:
+            if self._is_ours(state) and not self._acts_on(state) and not state.comes_again:
                 self._fail(TaskLost(state.task, state.id, state.attempt, state.worker), state)
         gone = [
             state
@@ -158,11 +158,15 @@ class _Sweep:
             )
         return known.final
 
+    def _is_ours(self, lost: TaskState) -> bool:
+        """Whether this app has the task: others know what is to become of theirs."""
+        return bool(getattr(self._app.tasks.get(lost.task), "is_stateful", False))
+
     def _acts_on(self, lost: TaskState) -> bool:
         """Do what need not wait for the time of grace; whether there was anything to do."""
-        task = self._app.tasks.get(lost.task)
-        if not getattr(task, "is_stateful", False):
+        if not self._is_ours(lost):
             return False
+        task = self._app.tasks[lost.task]
         most = most_losses(task)
         if most is not None and lost.losses >= most:
             facts = lost.task, lost.id, lost.attempt, lost.worker, lost.losses
@@ -184,8 +188,7 @@ class _Sweep:
         return True
 
     def _fail(self, error: TaskLost, lost: TaskState) -> None:
-        task = self._app.tasks.get(lost.task)
-        backend = getattr(task, "own_backend", None) or self._app.backend
+        backend = self._app.tasks[lost.task].own_backend
         if end_lost(self._tracker, backend, error, context_of(lost)):
             logger.error("%s", error)
             self._swept.failed.append(lost.id)
@@ -224,8 +227,11 @@ def end_lost(tracker: Tracker, backend: Any, error: TaskLost, request: Any) -> b
         beside=None if beside is None else (lambda _: beside),
     )
     if outcome == "moved":
-        with nullcontext() if beside is None else stored(error.id):
-            backend.mark_as_failure(error.id, error, request=request, store_result=stores)
+        try:
+            with nullcontext() if beside is None else stored(error.id):
+                backend.mark_as_failure(error.id, error, request=request, store_result=stores)
+        except Exception:
+            logger.exception("who waits for %s is not told of its end", brief(error.id))
     return outcome == "moved"
 
 

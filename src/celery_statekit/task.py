@@ -389,10 +389,6 @@ class StatefulTask(Task):
             if stale.id == request.id and not request.is_eager:
                 stand_in(self, request, stale)
             raise
-        finally:
-            attempt: Attempt | None = getattr(request, "statekit", None)
-            if attempt is not None:
-                attempt.release()
 
     def _carry_out(
         self, request: Any, own: Callable[..., Any] | None, args: Any, kwargs: Any
@@ -482,6 +478,7 @@ class StatefulTask(Task):
             queued=(request.headers or {}).get(QUEUED),
             comes_again=bool(self.acks_late) and not request.is_eager,
             message=kept_of(self, request, settings.values.record_bytes),
+            retries=request.retries or 0,
             most_losses=most_losses(self),
         )
         report = Report(self, request, attempt, settings)

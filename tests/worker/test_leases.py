@@ -629,3 +629,116 @@ def test_an_end_is_recorded_however_full_the_record_is(app, queued, gone):
     state = result.task_state
     assert (state.state, state.progress, state.checkpoint) == ("FAILURE", None, None)
     assert state.reason == "r" * 1000
+
+
+@threads
+def test_a_run_is_alive_until_its_end_is_stored(app, work, gate, ended, until):
+    """A second delivery that comes while links are sent does not run."""
+    runs, sending, go = [], gate(), gate()
+
+    @app.task(base=StatefulTask)
+    def after(_):
+        """Is sent when the run has returned, and before its end is stored."""
+
+    @app.task(base=StatefulTask)
+    def load():
+        runs.append(1)
+        return 1
+
+    def hold(sender, **_):
+        if sender == after.name:
+            sending.set()
+            go.wait(60)
+
+    before_task_publish.connect(hold)
+    work()
+    result = load.apply_async(link=after.s())
+    assert sending.wait()
+    load.apply_async(task_id=result.id)
+    until(lambda: renewer()._held)
+    threading.Event().wait(0.3)
+    go.set()
+    ended(result)
+    before_task_publish.disconnect(hold)
+    assert runs == [1]
+    assert [change.to_state for change in result.history()] == ["PENDING", "STARTED", "SUCCESS"]
+
+
+def test_a_message_of_before_a_retry_goes_behind_it(app, queued, gone, until):
+    """It may claim only when the retry's own message has not come."""
+    app.conf.update(statekit_lease=0.4)
+    load, result = queued()
+    first = gone(load, result)
+    first.leave("RETRY", due_at=Settings.of(app).tracker.now() + 0.4)
+    tracker = Settings.of(app).tracker
+
+    def claim(retries):
+        run = Attempt.of(
+            tracker, result.id, load.name, load._flow, worker="celery@other:1", retries=retries
+        )
+        try:
+            return run.claim()
+        finally:
+            run.release()
+
+    with pytest.raises(AlreadyRunning):
+        claim(0)
+
+    def claims():
+        try:
+            return claim(0)
+        except AlreadyRunning:
+            return None
+
+    assert until(claims).attempt == 2
+    tracker.lose(result.id, lambda _: True, reason="by hand")
+    third = Attempt.of(tracker, result.id, load.name, load._flow, worker="w:1", retries=0)
+    third.claim()
+    third.leave("RETRY")
+    assert claim(1).attempt == 4
+
+
+def test_a_run_that_was_sent_again_goes_on(app, queued, gone):
+    """Its worker was cut off and comes back: the message that was sent again finds it alive."""
+    load, result = queued()
+    run = gone(load, result)
+    tracker = Settings.of(app).tracker
+    lost = tracker.lose(result.id, lambda _: True, reason="cut off")
+    assert tracker.queue_again(lost, reason="sent again")
+    assert result.task_state.state == "PENDING"
+    run.enter("READING")
+    assert result.task_state.state == "READING"
+    with pytest.raises(AlreadyRunning):
+        Attempt.of(tracker, result.id, load.name, load._flow, worker="celery@other:1").claim()
+    run.leave("SUCCESS")
+    assert result.task_state.state == "SUCCESS"
+
+
+def test_others_tasks_are_lost_and_no_more(app, queued, gone, until):
+    """A sweeper that does not have the task leaves the next step to who has it."""
+    load, result = queued()
+    gone(load, result)
+    app.tasks.pop(load.name)
+    until(lambda: sweep(app).lost == [result.id])
+    threading.Event().wait(0.4)
+    assert sweep(app).failed == []
+    assert Settings.of(app).tracker.read(result.id).state == "LOST"
+
+
+def test_who_cannot_be_told_ends_all_the_same(app, lost, until, monkeypatch):
+    """A result backend that is away keeps no other task from being swept."""
+    load, result = lost()
+    monkeypatch.setattr(
+        type(load.own_backend), "mark_as_failure", lambda *_, **__: 1 / 0, raising=True
+    )
+    until(lambda: sweep(app).failed == [result.id])
+    assert Settings.of(app).tracker.read(result.id).state == "FAILURE"
+
+
+def test_what_has_expired_does_not_stay_lost(app, queued, gone):
+    """Its message comes again too late to be run: REVOKED, as Celery says."""
+    load, result = queued()
+    gone(load, result, comes_again=True)
+    Settings.of(app).tracker.lose(result.id, lambda _: True, reason="by hand")
+    load.backend.mark_as_revoked(result.id, "expired", request=load.request)
+    assert result.task_state.state == "REVOKED"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from billiard.exceptions import SoftTimeLimitExceeded, Terminated
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated, WorkerLostError
 from celery import VERSION as CELERY
 from celery import states
 from celery.exceptions import Retry, TaskRevokedError
@@ -144,6 +144,8 @@ class GuardedBackend:
         if state == states.REVOKED:
             mark = partial(self._mark_cancelled, request, task_id, mark)
         if not _is_run(request):
+            if isinstance(exc, WorkerLostError) and is_sent_again(self._task):
+                return  # it is LOST, and a sweep sends it again
             meant = run_of(self._task, request, exc)
             verdict = self._end_from_outside(request, meta, task_id, state, meant=meant, **facts)
         elif request.statekit_report.retried:
@@ -428,6 +430,11 @@ class GuardedBackend:
             return mark()
         with stored(task_id):
             return mark()
+
+
+def is_sent_again(task: Any) -> bool:
+    """Whether a sweep sends ``task`` again where its run is lost."""
+    return bool(task.on_lost == "requeue" and not task.acks_late)
 
 
 def _is_run(request: Any) -> bool:

@@ -26,7 +26,7 @@ from celery_statekit.chance import chance
 from celery_statekit.errors import InvalidSetting, StoreNotConfigured, brief
 from celery_statekit.flusher import PATIENCE, flusher
 from celery_statekit.settings import Settings
-from celery_statekit.states import WAITING
+from celery_statekit.states import LOST, WAITING
 from celery_statekit.stores.base import Beside, Store, WritesBeside
 
 if TYPE_CHECKING:
@@ -225,12 +225,12 @@ class OneWrite(_Celerys):
 
         def write() -> None:
             found = tracker.read(task_id)
-            if found.known and found.state in WAITING:
+            if found.known and found.state in WAITING | {LOST}:
                 outcome = tracker.end_from_outside(
                     task_id,
                     found.task,
                     state,
-                    meant=lambda _: False,
+                    meant=lambda now: now.state == LOST,
                     beside=beside,
                     **_facts(result, state),
                 )

@@ -11,6 +11,7 @@ from billiard.exceptions import WorkerLostError
 
 from celery_statekit.attempt import LEAVING
 from celery_statekit.record import TaskState
+from celery_statekit.states import LOST
 
 
 def run_of(task: Any, request: Any, exc: BaseException) -> Callable[[TaskState], bool]:
@@ -34,9 +35,9 @@ def run_of(task: Any, request: Any, exc: BaseException) -> Callable[[TaskState],
     return meant
 
 
-def no_run(_: TaskState) -> bool:
-    """What speaks of a message that was never run does not speak of a run."""
-    return False
+def no_run(state: TaskState) -> bool:
+    """What speaks of a message that was never run does not speak of a run; of a lost one it does."""
+    return state.state == LOST
 
 
 def _lives(pid: int) -> bool:
