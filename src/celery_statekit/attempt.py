@@ -74,6 +74,8 @@ class Attempt:
         #: By which it counts as alive; None: it holds none.
         self._lease: Lease | None = None
         self._most_losses: int | None = None
+        #: Whether it was last seen to be said to be gone.
+        self._seems_lost = False
         #: Whether what was to go before it has not come.
         self._is_overdue = False
         #: Ends that its lease is renewed.
@@ -497,6 +499,12 @@ class Attempt:
             StaleAttempt, AttemptEnded, StoreError: as :meth:`confirm`.
         """
         self.confirm(only_looks=True)
+        with self._lock:
+            if self._seems_lost:
+                # It lives, though nobody heard of it for a while: before it is ended, it says so.
+                self._seems_lost = False
+                written = self.tracker.commit(self.id, lambda state: self._own(state, "to go on"))
+                self._written, self._state = written, written.state
 
     def heed(self) -> None:
         """Wait while the run is paused. At its state calls, in its own thread.
@@ -595,6 +603,7 @@ class Attempt:
 
     def _take_asked(self, found: TaskState, wanted: str) -> None:
         asked = self._own(found, wanted).asked
+        self._seems_lost = found.attempt == self.number and _is_gone(found) and self._state.running
         if self._written is not None and asked != self._state.asked:
             # Whoever asked has written since, so that what is held is written over nothing.
             self._state = changed(self._state, asked=asked)
@@ -680,8 +689,7 @@ class Attempt:
         if state.final:
             raise AttemptEnded(self.task, self.id, state.state)
         state = state if state.known else self._state
-        sent_again = state.state == "PENDING" and state.attempt == self.number
-        if (state.state == LOST or sent_again) and self._state.running:
+        if _is_gone(state) and self._state.running:
             # It only seemed so: it goes on from where it was.
             terms = self._lease and self._lease.terms
             state = changed(
@@ -733,6 +741,11 @@ class _Waits(Exception):
     def __init__(self, state: TaskState) -> None:
         super().__init__(state.state)
         self.state = state
+
+
+def _is_gone(state: TaskState) -> bool:
+    """Whether the record says that its latest run is gone: LOST, or sent again since."""
+    return state.state == LOST or (state.state == "PENDING" and state.attempt > 0)
 
 
 def _is_behind(begun: TaskState, state: TaskState) -> bool:

@@ -1,7 +1,7 @@
 """The thread of a process that runs tasks: newest progress out, and what may wait a little.
 
 A task's thread only sets attributes. Every ``interval`` seconds this thread writes, for each run
-that said something new, the newest value. It stretches the interval so that it takes at most 1 %
+that said something new, the newest value. It stretches the interval so that it takes about 1 %
 of the process's time. Who hears of what was written is called in a second thread, so that neither
 a slow store nor a slow receiver holds up a task, and no receiver another run's progress.
 """
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 #: The share of the process's time that writing progress may take.
 SHARE: Final = 0.01
+#: How many times as long as is wished the time between two writes may become for that, for each run.
+STRETCH: Final = 4
 #: How many PENDING writes, or notices for receivers, wait at most; what comes then is dropped.
 WAITING: Final = 1000
 #: How many ends do, each a few kilobytes.
@@ -333,7 +335,10 @@ class Flusher:
                 self._writing = None
                 if reports in self._watched:
                     # All runs share the budget: many runs are each written less often.
-                    pause = max(reports.interval, spent * len(self._watched) / SHARE)
+                    runs = len(self._watched)
+                    # A first write also imports and connects: that is not what each will take.
+                    longest = STRETCH * reports.interval * runs
+                    pause = max(reports.interval, min(spent * runs / SHARE, longest))
                     self._watched[reports] = self._clock() + pause
                 if callable(told):
                     self.tell(told)

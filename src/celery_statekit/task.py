@@ -386,6 +386,7 @@ class StatefulTask(Task):
                 wait_for_turn(self, request, running)
             raise
         except StaleAttempt as stale:
+            logger.warning("%s; nothing of it is kept", stale)
             if stale.id == request.id and not request.is_eager:
                 stand_in(self, request, stale)
             raise
@@ -491,6 +492,7 @@ class StatefulTask(Task):
         except AlreadyRunning:
             raise
         except PoisonTask as poison:
+            logger.error("%s; this delivery does nothing", poison)  # noqa: TRY400 - no traceback
             end_lost(attempt.tracker, self.own_backend, poison, request)
             raise AttemptEnded(self.name, request.id, "FAILURE") from poison
         except StatekitError as away:

@@ -742,3 +742,24 @@ def test_what_has_expired_does_not_stay_lost(app, queued, gone):
     Settings.of(app).tracker.lose(result.id, lambda _: True, reason="by hand")
     load.backend.mark_as_revoked(result.id, "expired", request=load.request)
     assert result.task_state.state == "REVOKED"
+
+
+@threads
+def test_a_quiet_run_that_seemed_lost_says_that_it_lives(app, work, gate, ended, until, states_of):
+    """Without a call of its own, before its time of grace is over."""
+    begun, go = gate(), gate()
+    app.conf.update(statekit_lost_grace=30)
+
+    @app.task(base=StatefulTask)
+    def load():
+        begun.set()
+        go.wait(60)
+
+    work()
+    result = load.delay()
+    assert begun.wait()
+    Settings.of(app).tracker.lose(result.id, lambda _: True, reason="its machine stood still")
+    until(lambda: Settings.of(app).tracker.read(result.id).state == "STARTED")
+    go.set()
+    ended(result)
+    assert states_of(result) == ["PENDING", "STARTED", "LOST", "STARTED", "SUCCESS"]

@@ -67,14 +67,14 @@ def visibility(app: Celery) -> Iterator[Finding]:
     unlimited = sorted(name for name, limit in late.items() if not limit)
     found = f"visibility_timeout is {seconds:g} s"
     if over:
-        found += f", and {over[0]} (acks_late) may run for {late[over[0]]:g} s: it starts twice"
+        found += f", and {over[0]} (acks_late) may run for {late[over[0]]:g} s: it is delivered again meanwhile"
         # The other options are not shown: Sentinel's hold a password.
         longer = {"visibility_timeout": 2 * int(max(filter(None, late.values())))}
         change = line(app, "broker_transport_options", longer)
         beside = ", beside its other options" if options.keys() - longer.keys() else ""
         yield Finding.must("visibility", found, f"{change}{beside}")
     elif unlimited:
-        found += f", and nothing limits {unlimited[0]} (acks_late): a longer run starts twice"
+        found += f", and nothing limits {unlimited[0]} (acks_late): a longer run is delivered again meanwhile"
         limit = max(1, int(0.9 * seconds))
         yield Finding.warning("visibility", found, line(app, "task_time_limit", limit))
     elif late:
