@@ -17,7 +17,7 @@ demo: $(VENV)/.core ## see the library work; needs no broker
 	$(BIN)/python -m celery_statekit.demo
 
 test: $(VENV)/.test ## run every test and every example of the docs
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.lint ## style and types: ruff, mypy, pyright
 	$(BIN)/ruff check .

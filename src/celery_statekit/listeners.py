@@ -258,10 +258,18 @@ def _ready(sender: Any = None, **_: Any) -> None:
     if terms is not None:
         sweeper = Sweeper(app)
         sweeper.start()
-        _stops.append(sweeper.stop)
+        _sweepers.append(sweeper)
         _stops.append(renewer().hold_for(partial(_leases_of_children, app), terms.renewal))
 
 
+@signals.worker_shutting_down.connect(weak=False, dispatch_uid="celery_statekit.shutting_down")
+def _shutting_down(**_: Any) -> None:
+    """A worker that ends leaves it to others to say what becomes of the tasks that it gives up."""
+    while _sweepers:
+        _sweepers.pop().stop()
+
+
+_sweepers: Final[list[Sweeper]] = []
 #: What ends with the worker of this process.
 _stops: Final[list[Callable[[], None]]] = []
 
@@ -321,6 +329,7 @@ def _never_runs(app: Celery | None, id: Any, exc: Any) -> None:
 @signals.worker_process_shutdown.connect(weak=False, dispatch_uid="celery_statekit.end_process")
 def _ending(**_: Any) -> None:
     """A pool's child ends without the interpreter's own farewell (billiard 4.3 process.py)."""
+    _shutting_down()
     while _stops:
         _stops.pop()()
     end_process()

@@ -114,8 +114,8 @@ def _settings(place: Place) -> dict[str, Any]:
         "task_track_started": True,
         "task_acks_late": place.ack == "late",
         "statekit_store": f"sqlite:///{place.folder}/store.sqlite",
-        "statekit_lease": 3.0,
-        "statekit_lost_grace": 4.0,  # the worker that is shut down sweeps until it has ended
+        "statekit_lease": 1.5,
+        "statekit_lost_grace": 1.0,
     }
 
 
