@@ -452,7 +452,7 @@ def recycled_and_scaled(turn: Round) -> None:
 
 @scenario
 def threads_killed(turn: Round) -> None:
-    """A pool of threads: its runs live for several leases, and are taken over when it is killed."""
+    """A pool of threads: its runs live for longer than a lease, and are taken over when it is killed."""
     _pool_killed(turn, "threads", turn.shapes)
 
 
@@ -473,7 +473,7 @@ def _pool_killed(turn: Round, pool: str, shapes: Sequence[str]) -> None:
     owner = turn.worker(at, pool=pool, before=GREEN if pool == "gevent" else "")
     trials = at.send(shapes=shapes, count=turn.number)
     at.begun(trials, others=pool != "solo")
-    at.watch(trials, 2.5 * at.lease)
+    at.watch(trials, 1.75 * at.lease)
     alive = ["LOST" not in trial.seen for trial in trials]
     with at.meanwhile(lambda: turn.worker(at)):
         at.kill(owner, trials)

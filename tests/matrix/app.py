@@ -115,7 +115,7 @@ def _settings(place: Place) -> dict[str, Any]:
         "task_acks_late": place.ack == "late",
         "statekit_store": f"sqlite:///{place.folder}/store.sqlite",
         "statekit_lease": 1.5,
-        "statekit_lost_grace": 1.0,
+        "statekit_lost_grace": 4.0,  # until then what comes again has come
     }
 
 

@@ -6,27 +6,10 @@ configurations instead of all 32. What Celery before 5.7 does otherwise is ``cel
 
 from __future__ import annotations
 
-import os
-import uuid
 from itertools import product
-from pathlib import Path
 
-import pytest
+from .cells import BEFORE_5_7, CELLS, CONFIGURATIONS, OUTCOMES, SHORT, read, read_cells
 
-from .app import Place
-from .cells import (
-    BEFORE_5_7,
-    CELLS,
-    CONFIGURATIONS,
-    OUTCOMES,
-    SHORT,
-    Configuration,
-    read,
-    read_cells,
-)
-from .outcomes import measure
-
-MEASURED = SHORT if os.environ.get("STATEKIT_MATRIX") == "short" else CONFIGURATIONS
 ENDS = {"SUCCESS", "FAILURE", "REVOKED"}
 
 
@@ -65,44 +48,3 @@ def test_short_meets_every_pair() -> None:
     for first, second in product(vars(SHORT[0]), repeat=2):
         pairs = {(getattr(each, first), getattr(each, second)) for each in CONFIGURATIONS}
         assert {(getattr(each, first), getattr(each, second)) for each in SHORT} == pairs
-
-
-@pytest.mark.slow
-@pytest.mark.redis
-@pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "configuration",
-    [
-        pytest.param(each, id=str(each), marks=[pytest.mark.rabbitmq] * (each.broker == "rabbitmq"))
-        for each in MEASURED
-    ],
-)
-def test_outcomes_are_as_told(
-    configuration: Configuration, redis_url: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    """On real workers each outcome leaves the history and the result that its cell tells."""
-    redis = configuration.broker == "redis"
-    place = Place(
-        name=f"statekit-matrix-{uuid.uuid4().hex[:12]}",
-        pool=configuration.pool,
-        ack=configuration.ack,
-        mode=configuration.mode,
-        broker_url=redis_url if redis else request.getfixturevalue("rabbitmq_url"),
-        redis_url=redis_url,
-        folder=str(tmp_path),
-    )
-    cells = [cell for cell in read_cells() if cell.configuration == configuration]
-    told = {cell.outcome: cell.expected for cell in cells if cell.told}
-    measured = measure(place, told)
-
-    assert sorted(measured.seen) == sorted(cell.outcome for cell in cells)
-    wrong = [
-        f"{outcome}:\n  told {expected}\n  seen {measured.seen[outcome]}"
-        for outcome, expected in told.items()
-        if measured.seen[outcome] != expected
-    ]
-    assert not wrong, "\n".join([f"{configuration}, logs in {tmp_path}", *wrong])
-
-    (retry,) = (change for change in measured.changes["retry"] if change.to_state == "RETRY")
-    assert retry.reason == "ConnectionError: not yet"
-    assert retry.detail["due_at"] > retry.at

@@ -454,6 +454,7 @@ def test_a_lost_task_is_sent_again(app, work, gate, until, ended, states_of):
     with pytest.MonkeyPatch.context() as patch:
         # Its process stands still, so that nothing is renewed.
         patch.setattr(Settings.of(app).store, "renew", lambda *_: None)
+        patch.setattr(Attempt, "look", lambda _: None)
         until(lambda: sweep(app).requeued == [result.id])
     state = ended(result)
     stuck.set()
@@ -581,6 +582,7 @@ def test_who_waits_for_what_is_lost_is_told(app, work, gate, until):
     assert begun.wait()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Settings.of(app).store, "renew", lambda *_: None)
+        patch.setattr(Attempt, "look", lambda _: None)
         until(lambda: sweep(app) and with_errback.task_state.final)
         until(lambda: sweep(app) and in_chain.parent.task_state.final)
     stuck.set()
