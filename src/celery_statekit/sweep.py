@@ -183,8 +183,9 @@ class _Sweep:
         except Exception:
             logger.exception("%s[%s] cannot be sent again yet", lost.task, brief(lost.id))
             return True
-        if self._tracker.queue_again(lost, reason=f"sent again: {lost.reason}"):
-            self._swept.requeued.append(lost.id)
+        self._swept.requeued.append(lost.id)
+        # Where a worker was quicker, it runs already.
+        self._tracker.queue_again(lost, reason=f"sent again: {lost.reason}")
         return True
 
     def _fail(self, error: TaskLost, lost: TaskState) -> None:

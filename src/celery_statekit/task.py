@@ -593,6 +593,9 @@ class StatefulTask(Task):
             self._leave_for_retry(report.attempt, report.cause, due_at, beside)
             if beside is None:
                 report.mirror_retry(report.cause)
+                if report.attempt.tracker.read(report.attempt.id).final:
+                    # It was cancelled in between, and its end is written over.
+                    self._guarded.tell_standing(self.request_stack.top)
         except (Cancelled, StaleAttempt, AttemptEnded) as over:
             logger.warning("%s; its retry is not sent", over)
             return False

@@ -114,7 +114,7 @@ def _settings(place: Place) -> dict[str, Any]:
         "task_track_started": True,
         "task_acks_late": place.ack == "late",
         "statekit_store": f"sqlite:///{place.folder}/store.sqlite",
-        "statekit_lease": 1.5,
+        "statekit_lease": 5.0,  # longer than the pool takes to see that a child is gone
         "statekit_lost_grace": 4.0,  # until then what comes again has come
     }
 
