@@ -9,6 +9,10 @@ import pytest
 from soak.lost.scenarios import Outcome, run
 from tests.servers import ServerMissing
 
+from celery_statekit.testing.fixtures import stateful_worker_process
+
+__all__ = ["stateful_worker_process"]
+
 
 @pytest.fixture
 def prove(record_property: Callable[[str, object], None]) -> Callable[..., Outcome]:
