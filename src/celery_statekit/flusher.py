@@ -23,6 +23,7 @@ from typing import Final, Protocol
 
 from celery_statekit.breaker import AWAY, FIRST_PAUSE, LONGEST_PAUSE, log_failure, this_thread
 from celery_statekit.errors import AttemptEnded, ContentionTimeout, StaleAttempt, StoreUnavailable
+from celery_statekit.per_process import PerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -393,25 +394,17 @@ def _guarded(function: Callable[[], object]) -> object:
         return None
 
 
-_flushers: dict[int, Flusher] = {}
+flushers: Final = PerProcess(Flusher)
 
 
 def flusher() -> Flusher:
-    """The flusher of this process; a forked child gets its own."""
-    pid = os.getpid()
-    found = _flushers.get(pid)
-    if found is None:
-        # Another thread may be here too: one of the two flushers is the process's.
-        found = _flushers.setdefault(pid, Flusher())
-        for other in [key for key in _flushers if key != pid]:
-            # The parent's thread does not live here and its lock may be held for ever.
-            _flushers.pop(other, None)
-    return found
+    """The flusher of this process."""
+    return flushers.get()
 
 
 def end_process() -> None:
     """The process ends: what still has to be written gets its last chance."""
-    found = _flushers.get(os.getpid())
+    found = flushers.made.get(os.getpid())
     if found is not None:
         found.end()
 

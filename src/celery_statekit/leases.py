@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections import defaultdict
@@ -23,6 +22,7 @@ from typing import Final, NamedTuple
 
 from celery_statekit.breaker import Breaker, log_failure
 from celery_statekit.errors import StatekitError
+from celery_statekit.per_process import PerProcess
 from celery_statekit.record import TaskState
 from celery_statekit.stores.base import Renews, Store
 
@@ -202,16 +202,9 @@ def _is_renewed(terms: Terms, batch: Collection[tuple[str, str]]) -> bool:
     return True
 
 
-_renewers: Final[dict[int, Renewer]] = {}
+_renewers: Final = PerProcess(Renewer)
 
 
 def renewer() -> Renewer:
-    """The renewer of this process; a forked child gets its own, which holds nothing."""
-    pid = os.getpid()
-    found = _renewers.get(pid)
-    if found is None:
-        found = _renewers.setdefault(pid, Renewer())
-        for other in [key for key in _renewers if key != pid]:
-            # The parent's thread does not live here, and its runs are not this process's.
-            _renewers.pop(other, None)
-    return found
+    """The renewer of this process, which holds its runs alone."""
+    return _renewers.get()

@@ -18,7 +18,7 @@ SOURCE: Final = Path(celery_statekit.__file__).parent
 #: other, but for those of one folder (``testing.*``). The root is the package's ``__init__``:
 #: the public names, of which the demo is a user.
 LAYERS: Final = (
-    ("errors", "chance"),
+    ("errors", "chance", "per_process"),
     ("pictures", "frozen"),
     ("states", "progress", "plain"),
     ("checkpoint", "asked"),

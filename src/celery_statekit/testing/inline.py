@@ -33,7 +33,7 @@ class InlineFlusher:
     @contextmanager
     def in_place(cls) -> Iterator[InlineFlusher]:
         """Within the block it is the flusher of this process."""
-        held, pid = flushing._flushers, os.getpid()  # noqa: SLF001 - one process has one
+        held, pid = flushing.flushers.made, os.getpid()
         behind = flusher()
         inline = cls(behind)
         held[pid] = cast("Flusher", inline)
